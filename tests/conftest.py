@@ -1,0 +1,4 @@
+from hypothesis import settings
+
+settings.register_profile('steady', deadline=None, derandomize=True)
+settings.load_profile('steady')
