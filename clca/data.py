@@ -57,14 +57,14 @@ def read_folder(
     if not rows: raise ValueError(f'data_root {data_root!r} holds no class folders')
     return pd.DataFrame(rows, columns=_COLUMNS)
 
-# %% ../nbs/23_data.ipynb #ea2be9a8
+# %% ../nbs/23_data.ipynb #c2543733
 def _csv_columns(path: Path) -> pd.DataFrame:
     "The columns path, label and split of a CSV as text."
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True)
     except (ValueError, pd.errors.ParserError) as e: raise ValueError(f'{path} cannot be read as a CSV: {str(e).strip()}') from e
     table.columns = [c.strip() for c in table.columns]
     if missing := [c for c in ('path', 'label') if c not in table]:
-        raise ValueError(f'{path} lacks the column{"s"*(len(missing) > 1)} {", ".join(missing)}: it has {", ".join(table.columns)}')
+        raise ValueError(f'{path} lacks the column(s) {", ".join(missing)}: it has {", ".join(table.columns)}')
     if table.empty: raise ValueError(f'{path} has no rows')
     table = table.reindex(columns=['path', 'label', 'split'], fill_value='').apply(lambda c: c.str.strip())
     for column in ('path', 'label', 'split') if table.split.any() else ('path', 'label'):
@@ -86,7 +86,7 @@ def read_csv(
     if missing: raise ValueError(f'{len(missing)} of {len(table)} files in {base} do not exist, the first is {missing[0]} (relative to {base.parent})')
     return table[_COLUMNS]
 
-# %% ../nbs/23_data.ipynb #a32c7e89
+# %% ../nbs/23_data.ipynb #e497b2c4
 def _share(labels: pd.Series, shares: dict[str, float], seed: int) -> pd.Series:
     "A split for each row: of every class, `shares` at random (at least one image each), and the rest is for training."
     split = pd.Series('train', index=labels.index)
@@ -107,7 +107,7 @@ def add_splits(
     if not shares: return table
     rows = table.label[table.split.isin(['', 'train'])]
     few = rows.value_counts().loc[lambda n: n <= len(shares)]
-    if len(few): raise ValueError(f'class {few.index[0]!r} has {few.iloc[0]} image{"s"*(few.iloc[0] != 1)} to split: {len(shares) + 1} are needed')
+    if len(few): raise ValueError(f'class {few.index[0]!r} has {few.iloc[0]} image(s) to split: {len(shares) + 1} are needed')
     table.loc[rows.index, 'split'] = _share(rows, shares, seed)
     return table
 
