@@ -20,8 +20,8 @@ from matplotlib.patches import Patch
 from .paths import root
 from .runs import paired_difference
 
-# %% ../nbs/26_plots.ipynb #978dc6ea
-VARIANTS = dict(base="base", clc="CLC (cache)", cla="CLA (head)", clca="CLCA (both)")
+# %% ../nbs/26_plots.ipynb #fbd477cf
+VARIANTS = dict(base="base", clc="CLC (cache)", ifa="layer mix", cla_last="CLA, last CLS", cla="CLA (head)", clca="CLCA (both)")
 REDUCERS = dict(none="no reduction", dyvit="DynamicViT", evit="EViT", topk="Top-K", ats="ATS", tome="ToMe", patchmerger="PatchMerger",
                 sit="SiT", dpcknn="DPC-KNN", maws="MAWS", dmaws="DMAWS", edar="EDAR", nfedar="NFEDAR", glsf="GLSF")
 DATASETS = dict(cotton="Cotton", soylocal="SoyLocal", soygene="SoyGene", soyageing="SoyAgeing", soyglobal="SoyGlobal", typefaces="typefaces",
@@ -32,7 +32,8 @@ BACKBONES = {"vit_base_patch16_224.orig_in21k": "ViT-B/16 in21k", "deit_base_pat
              "deit3_base_patch16_224.fb_in1k": "DeiT-3-B/16 in1k", "vit_base_patch16_clip_224.laion2b": "CLIP-B/16",
              "deit_tiny_patch16_224.fb_in1k": "DeiT-Ti/16"}
 PALETTE, MARKERS, HATCHES = sns.color_palette("colorblind"), "oDs^vP*X<>", ["", "///", "\\\\\\", "xx", "..", "++"]
-_COLOUR, _MARKER, _LINE = dict(base=7, clc=0, cla=1, clca=2), dict(base="o", clc="D", cla="s", clca="^"), dict(base=":", clc="-.", cla="--", clca="-")
+_COLOUR, _MARKER = dict(base=7, clc=0, ifa=4, cla_last=5, cla=1, clca=2), dict(base="o", clc="D", ifa="v", cla_last="P", cla="s", clca="^")
+_LINE = dict(base=":", clc="-.", ifa=(0, (1, 3)), cla_last=(0, (5, 4)), cla="--", clca="-")
 _STYLE = {"font.size": 12, "axes.labelsize": 12, "axes.titlesize": 12, "figure.titlesize": 14, "xtick.labelsize": 11, "ytick.labelsize": 11,
           "legend.fontsize": 11, "figure.dpi": 100, "savefig.dpi": 150, "svg.hashsalt": "clca", "svg.fonttype": "path", "hatch.linewidth": .6,
           "font.family": "DejaVu Sans", "axes.edgecolor": ".3", "grid.color": ".88", "legend.frameon": False}
