@@ -9,7 +9,6 @@ __all__ = ['Classifier', 'validate', 'Journal', 'Status', 'Progress', 'finish', 
 import json, logging, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator
 import lightning as L, numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -23,6 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 from .evaluation import predict, resolve_precision, scores
 from .recipe import Recipe, lr_factor, param_groups, seed_epoch, train_loader
+from .cost import macs
 from .records import AtomicIO, claim_folder, peak_memory, provenance, write_atomic
 
 # %% ../nbs/30_training.ipynb #8013d388
@@ -150,6 +150,7 @@ def finish(
     out: Path, # run folder with history.csv
     recipe: Recipe,
     parameters: dict, # to be recorded
+    build: dict, # arguments of `create_model`
 ) -> dict: # metrics, flat
     "Test, and write predictions, weights, configuration and, last, metrics.json."
     device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolve_precision(recipe.precision, recipe.devices)
@@ -158,11 +159,11 @@ def finish(
     answers = dict(path=data.test.paths, label=name[labels.cpu()], prediction=name[logits.argmax(1).cpu()])
     history = pd.read_csv(out/"history.csv")
     result = {f"test_{k}" if k.startswith("top") else k: v for k, v in scores(logits, labels).items()}
-    metrics = dict(parameters, **result, val_top1=history.val_top1.iloc[-1], params=sum(p.numel() for p in model.parameters()),
+    metrics = dict(parameters, **result, val_top1=history.val_top1.iloc[-1], params=sum(p.numel() for p in model.parameters()), gmacs=macs(model, data.test.size),
         train_seconds=history.seconds.sum(), images_per_second=len(history) / (1 / history.images_per_second).sum(),
         peak_memory_mb=history.peak_memory_mb.max(), precision_used=precision, **provenance())
-    config = dict(model=getattr(model, "config", {}), classes=list(data.classes), image_size=data.test.size,
-        **{k: getattr(data.test, k).flatten().tolist() for k in ("mean", "std")}, clca_version=version("clca"))
+    config = dict(model=build, classes=list(data.classes), image_size=data.test.size, clca_version=metrics["version_clca"],
+                  **{k: getattr(data.test, k).flatten().tolist() for k in ("mean", "std")})
     write_atomic(out/"predictions.csv", pd.DataFrame(answers).to_csv(index=False))
     write_atomic(out/"model.safetensors", save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
     write_atomic(out/"config.json", json.dumps(config, indent=1))
@@ -206,14 +207,15 @@ def train(
     out: str | Path, # run folder
     recipe: Recipe = Recipe(),
     parameters: dict | None = None, # what else made this run, to be recorded and compared
+    build: dict | None = None, # arguments of `create_model`, so that `load_checkpoint` can build the model again
 ) -> dict: # metrics, flat
     "Train, test and write the run folder; continues a killed run, returns the metrics of a finished one; ValueError if it has other parameters."
-    out, parameters = Path(out), {**(parameters or {}), **asdict(recipe), "data_hash": data.hash}
+    out, parameters = Path(out), {**(build or {}), **(parameters or {}), **asdict(recipe), "data_hash": data.hash}
     if metrics := claim_folder(out, parameters):
         print(f"{out.name} is finished: nothing is trained again.")
         model.load_state_dict(load_file(out/"model.safetensors"))
         return metrics
     trainer = fit(model, data, out, recipe)
-    if trainer.is_global_zero: finish(model, data, out, recipe, parameters)
+    if trainer.is_global_zero: finish(model, data, out, recipe, parameters, build or {})
     trainer.strategy.barrier()
     return json.loads((out/"metrics.json").read_text())
