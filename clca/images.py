@@ -64,7 +64,7 @@ def _load_json(path: Path) -> dict:
     try: return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError): return {}
 
-# %% ../nbs/22_images.ipynb #8357144a
+# %% ../nbs/22_images.ipynb #77992e26
 def inspect_files(
     paths: Sequence[str], # Absolute paths of existing files
     source: str, # What names the data set: a folder or a CSV
@@ -76,7 +76,7 @@ def inspect_files(
     todo = [p for p in stats if p not in known]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for result, p in zip(tqdm(pool.map(inspect_file, todo), desc='check images', total=len(todo), delay=1), todo):
+            for result, p in zip(tqdm(pool.map(inspect_file, todo), desc='check images', total=len(todo), delay=1, mininterval=.5), todo):
                 known[p] = [stats[p].st_size, stats[p].st_mtime_ns, *result]
         finally:
             pool.shutdown(cancel_futures=True)
@@ -138,11 +138,11 @@ class Images(Dataset):
         else: image = F.center_crop(image, [self.size, self.size])
         return (image.float().div_(255) - self.mean)/self.std, self.labels[i]
 
-# %% ../nbs/22_images.ipynb #77bbe9e9
+# %% ../nbs/22_images.ipynb #091c2003
 def hold(datasets: Sequence[Images], limit: int = 512 * 2**20):
     "Decode all images once and hold them as bytes, if together they take less than `limit` bytes."
     if sum(len(d)*3*int(d.size/.875)**2 for d in datasets) >= limit: return
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(desc='read images', total=sum(map(len, datasets)), delay=1) as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(desc='read images', total=sum(map(len, datasets)), delay=1, mininterval=.5) as bar:
         for d in datasets:
             memory = torch.empty(len(d), 3, *[int(d.size/.875)]*2, dtype=torch.uint8)
             def load(i): memory[i] = d.pixels(i); bar.update()
