@@ -139,6 +139,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'clca.records.claim_folder': ('records.html#claim_folder', 'clca/records.py'),
                               'clca.records.peak_memory': ('records.html#peak_memory', 'clca/records.py'),
                               'clca.records.provenance': ('records.html#provenance', 'clca/records.py'),
+                              'clca.records.run_name': ('records.html#run_name', 'clca/records.py'),
                               'clca.records.write_atomic': ('records.html#write_atomic', 'clca/records.py')},
             'clca.reducers.ats': { 'clca.reducers.ats.ATS': ('reducers/ats.html#ats', 'clca/reducers/ats.py'),
                                    'clca.reducers.ats.ATS.forward': ('reducers/ats.html#ats.forward', 'clca/reducers/ats.py'),

@@ -16,7 +16,7 @@ from scipy.stats import bootstrap
 
 from .paths import root
 
-# %% ../nbs/25_runs.ipynb #4608d3c2
+# %% ../nbs/25_runs.ipynb #460ad694
 REQUIRED, PLACES = ("test_top1", "seed"), ["folder", "out", "data_root", "workers"]
 
 def check_metrics(
@@ -37,6 +37,7 @@ def read_metrics(
     if not f.exists(): raise ValueError("no metrics.json: the run did not finish")
     try: m = json.loads(f.read_text())
     except ValueError as e: raise ValueError(f"metrics.json is not valid JSON ({e})") from None
+    except OSError as e: raise ValueError(f"metrics.json cannot be read ({e.strerror})") from None
     return {**check_metrics(m), "run_id": f.parent.name, "folder": str(f.parent)}
 
 # %% ../nbs/25_runs.ipynb #5d4cc06a

@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE
 
 from .plots import MARKERS, PALETTE, style
 
-# %% ../nbs/26b_views.ipynb #79eed11a
+# %% ../nbs/26b_views.ipynb #51b6042e
 _TOKENS, _GIFT = (*PALETTE[0], .45), (*PALETTE[1], .9)
 
 def _arrow(ax, a, b, **kw):
@@ -47,7 +47,7 @@ def _lanes(ax, tops, recover, taps, tokens, head):
     for i in recover: _arrow(ax, (i + .9, -.82), (i + 1.06, -.32), color=PALETTE[3], linewidth=2.4)
     if taps: _box(ax, min(taps), 1.62, len(tops) - min(taps), .3, head, facecolor=(*PALETTE[2], .25))
     for j, i in enumerate(taps, 1):
-        _arrow(ax, (i + .71, tops[i] + .17), (i + .71, 1.62), color=PALETTE[2], linewidth=2.4)
+        _arrow(ax, (i + .71, tops[i] + .26), (i + .71, 1.62), color=PALETTE[2], linewidth=2.4)
         ax.text(i + .66, 1.4, f"CLS$_{j}$", ha="right", va="center", fontsize=12)
 
 def method_diagram(
