@@ -33,7 +33,7 @@ def check_backbone(backbone: nn.Module) -> None:
     if backbone.global_pool not in ("token", "avg", "map"):
         raise TypeError(f"pooling {backbone.global_pool!r} is not supported: use global_pool='token', 'avg' or 'map'")
 
-# %% ../nbs/13_model.ipynb #c7376bea
+# %% ../nbs/13_model.ipynb #967f7367
 class TokenReducedViT(nn.Module):
     "A timm ViT whose blocks `at` reduce tokens, with the cache and the head of CLCA."
     def __init__(self,
@@ -91,6 +91,13 @@ class TokenReducedViT(nn.Module):
         "Number of tokens at the start that are never reduced."
         by_place = self.rotary or not self.has_cls or isinstance(self.backbone, VisionTransformerDistilled)
         return self.backbone.num_prefix_tokens if self.protect or by_place or self.method.protects_prefix else 1
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        "The method has a loss of its own, see `auxiliary_loss`."
+        return self.reducing and hasattr(self.method, "loss")
+    def auxiliary_loss(self, out: Output) -> Tensor:
+        "Loss that the method adds in training, from `out = model(images, full=True)`."
+        return self.method.loss(out.decisions)
     def no_weight_decay(self) -> set[str]:
         "Names of parameters that weight decay must leave alone: timm's own, and the cache's registers with their positions."
         return {f"backbone.{n}" for n in self.backbone.no_weight_decay()} | {"cache.clr", "cache.pos"}

@@ -20,13 +20,15 @@ def gather(
     flat = (idx + torch.arange(B, device=idx.device).unsqueeze(1) * N).flatten()
     return x.flatten(0, 1).index_select(0, flat).unflatten(0, (B, -1))
 
-# %% ../nbs/00_tokens.ipynb #063cf87b
+# %% ../nbs/00_tokens.ipynb #56e878af
 class Select(NamedTuple):
     "Keep the tokens `idx`, in this order, and drop the others."
     idx: Tensor # [B, M]
+    valid: Tensor | None = None # [B, M] False where an output is only padding
     def __call__(self, x: Tensor) -> Tensor: return gather(x, self.idx)
     @property
-    def place(self) -> Tensor: return self.idx # [B, M] input token whose place an output takes, -1 where there is none
+    def place(self) -> Tensor: # [B, M] input token whose place an output takes, -1 where there is none
+        return self.idx if self.valid is None else self.idx.masked_fill(~self.valid, -1)
 
 # %% ../nbs/00_tokens.ipynb #04ef3ce0
 class Fuse(NamedTuple):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from .walk import walk
 
-# %% ../nbs/14_tracing.ipynb #d28765a6
+# %% ../nbs/14_tracing.ipynb #fb39959b
 class Trace(NamedTuple):
     "What happened in one forward."
     logits: Tensor # [B, C]
-    tokens_in: list[int] # tokens entering each block
+    tokens_in: list[int] # tokens entering each block, after a reduction before it
     tokens_out: list[int] # tokens leaving each block, before the cache is given back
     kept: list[Tensor] # per stage: [B, m] source patch of every candidate that stays (-1: not a patch), or for merging methods [B, P] the token each patch went to
     shares: list[Tensor] # per stage: [B, N, P] share of every patch in every token of the sequence

@@ -6,7 +6,7 @@
 __all__ = ['State', 'Output', 'embed', 'rotations', 'advance', 'reduce_inside', 'last_block', 'Walk', 'rope_of', 'plain_step',
            'reduce_step', 'write_down', 'insert', 'cache_step', 'representation', 'linear_head', 'tokens_read', 'walk']
 
-# %% ../nbs/12_walk.ipynb #c6c1f65b
+# %% ../nbs/12_walk.ipynb #56e65e1b
 from typing import NamedTuple
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .attention import attend, attention_update, call_block, mlp_half, project, qkv, take_queries
 from .cache import Cache, pooled, put_aside
-from .reducers.base import Reducer, View
+from .reducers.base import Reducer, Sized, View
 from .tokens import Fuse, Merge, Mix, Plan, Select, Weigh, apply, places, whole
 
-# %% ../nbs/12_walk.ipynb #94fd68e6
+# %% ../nbs/12_walk.ipynb #68f41a8c
 class State(NamedTuple):
     "The sequence and everything that travels with it."
     x: Tensor # [B, N, D]
@@ -30,7 +30,7 @@ class Output(NamedTuple):
     "All that a forward can tell."
     logits: Tensor # [B, C]
     tokens: Tensor # [B, N, D] leaving the last block
-    tokens_in: list[int] # tokens entering each block
+    tokens_in: list[int] # tokens entering each block, after a reduction before it
     tokens_out: list[int] # tokens leaving each block, before the cache is given back
     kept: list[Tensor] # per stage: source patches [B, m] of what was kept, or for merging methods the token [B, P] every patch went to
     shares: list[Tensor] # per stage: share [B, N, P] of every patch in every token
@@ -58,7 +58,7 @@ def rotations(
     rows = torch.cat([table, zero], -2)[..., torch.where(place < 0, table.shape[-2], place), :]
     return rows.unsqueeze(1) if table.dim() == 2 else rows.transpose(0, 1)
 
-# %% ../nbs/12_walk.ipynb #44098bb9
+# %% ../nbs/12_walk.ipynb #df0a760d
 def advance(
     s: State,
     plan: Plan | None, # what happens to the candidates
@@ -68,7 +68,10 @@ def advance(
 ) -> State:
     "Take everything that travels with the tokens through a plan."
     if plan is None: return s._replace(x=x)
-    size = None if s.size is None else torch.cat([s.size[:, :lo], reducer.merge_sizes(plan, s.size[:, lo:hi]), s.size[:, hi:]], 1)
+    size = s.size
+    if isinstance(reducer, Sized) and (size is not None or reducer.keeps_sizes):
+        size = s.x.new_ones(s.x.shape[:2]) if size is None else size
+        size = torch.cat([size[:, :lo], reducer.merge_sizes(plan, size[:, lo:hi]), size[:, hi:]], 1)
     return s._replace(x=x, size=size, place=None if s.place is None else places(plan, s.place, lo, hi),
                       shares=None if s.shares is None else apply(plan, s.shares, lo, hi))
 
@@ -110,7 +113,7 @@ def last_block(
     p = p._replace(q=p.q[:, :, :read], gate=None if p.gate is None else p.gate[:, :read])
     return mlp_half(block, x[:, :read] + attention_update(block, project(block.attn, attend(block.attn, p, mask))))
 
-# %% ../nbs/12_walk.ipynb #b4b3a505
+# %% ../nbs/12_walk.ipynb #ac361422
 class Walk:
     "One forward: the model, the state that its blocks hand on, and what is written down on the way."
     def __init__(self, model: nn.Module, images: Tensor, record: bool):
@@ -124,7 +127,7 @@ class Walk:
         place = torch.cat([ids.new_full((self.prefix,), -1), ids, ids.new_full((clr,), -1)]).expand(B, -1) if record or self.rope is not None else None
         shares = nn.functional.one_hot(place + 1, self.patches + 1)[..., 1:].to(x.dtype) if record else None
         self.s = State(x, model.rules.sizes(x) if model.rules else None, place, tail, shares)
-        self.memory, self.read, self.kept, self.shares, self.decisions = [], [], [], [], []
+        self.tokens_in, self.tokens_out, self.memory, self.read, self.kept, self.shares, self.decisions = [], [], [], [], [], [], []
     def run(self, fn, *args):
         "Call, and with gradient checkpointing call again in backward."
         return checkpoint(fn, *args, use_reentrant=False) if self.rerun else fn(*args)
@@ -142,14 +145,16 @@ def plain_step(w: Walk, block: nn.Module, i: int) -> None:
     else: x = w.run(w.m.rules.block, block, w.s.x, rope_of(w, i), w.s.size)
     w.s = w.s._replace(x=x)
 
-# %% ../nbs/12_walk.ipynb #4373fbdc
+# %% ../nbs/12_walk.ipynb #64b7dfd4
 def reduce_step(w: Walk, block: nn.Module, reducer: Reducer, i: int) -> None:
     "A block that reduces: before it, or between its halves."
     lo, hi = w.m.lo, w.s.x.shape[1] - w.s.tail
     view = View(w.s.x, lo, hi, w.patches, w.start, w.m.cache is not None, w.s.size)
     if reducer.before:
+        view = view._replace(body=reducer.values(view.cut(w.s.x)))
         plan = reducer(view)
-        w.s = advance(w.s, plan, w.s.x if plan is None else apply(plan, w.s.x, lo, hi, reducer.values(view)), reducer, lo, hi)
+        w.s = advance(w.s, plan, w.s.x if plan is None else apply(plan, w.s.x, lo, hi, view.body), reducer, lo, hi)
+        w.tokens_in[-1] = w.s.x.shape[1]
         plain_step(w, block, i)
     else:
         mask = None if w.s.size is None else reducer.mask(w.s.size, w.s.x.dtype)
@@ -214,7 +219,7 @@ def tokens_read(
     if m.head is not None: return 1
     return m.backbone.num_prefix_tokens if m.backbone.global_pool == "token" else None
 
-# %% ../nbs/12_walk.ipynb #fe1ca84a
+# %% ../nbs/12_walk.ipynb #20d16914
 def walk(
     m: nn.Module, # a `clca.model.TokenReducedViT`
     images: Tensor, # [B, 3, H, W]
@@ -222,17 +227,17 @@ def walk(
     record: bool = False, # write down where every patch goes
 ) -> Output:
     "The forward pass."
-    w, stage, tokens_in, tokens_out = Walk(m, images, record), dict(zip(m.at, m.stages)), [], []
+    w, stage = Walk(m, images, record), dict(zip(m.at, m.stages))
     for i, block in enumerate(m.backbone.blocks):
-        tokens_in.append(w.s.x.shape[1])
+        w.tokens_in.append(w.s.x.shape[1])
         read = tokens_read(m, full or record) if i == m.depth - 1 else None
         if i in stage: reduce_step(w, block, stage[i], i)
         elif read is not None:
             mask = None if w.s.size is None else m.rules.mask(w.s.size, w.s.x.dtype)
             w.s = w.s._replace(x=w.run(last_block, block, w.s.x, read, rope_of(w, i), mask))
         else: plain_step(w, block, i)
-        tokens_out.append(w.s.x.shape[1])
+        w.tokens_out.append(w.s.x.shape[1])
         if m.cache is not None: cache_step(w, i)
         if i in m.taps: w.read.append(representation(w))
     logits = linear_head(w) if m.head is None else m.head(torch.stack(w.read, 2))
-    return Output(logits, w.s.x, tokens_in, tokens_out, w.kept, w.shares, w.decisions)
+    return Output(logits, w.s.x, w.tokens_in, w.tokens_out, w.kept, w.shares, w.decisions)

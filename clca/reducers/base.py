@@ -13,7 +13,7 @@ from ..attention import QKV, call_block, cls_row, mean_row
 from ..schedule import Stage
 from ..tokens import Plan
 
-# %% ../../nbs/reducers/00_base.ipynb #48a10983
+# %% ../../nbs/reducers/00_base.ipynb #5caec491
 class View(NamedTuple):
     "What a reducer may look at. Candidates are the tokens `lo:hi` of the sequence; the others are protected."
     x: Tensor # [B, N, D] all tokens entering the block
@@ -26,19 +26,22 @@ class View(NamedTuple):
     p: QKV | None = None # of the block, for reducers between attention and MLP
     mask: Tensor | None = None # attention mask in force
     update: Tensor | None = None # [B, N, D] what attention adds, where the score asks for it
+    body: Tensor | None = None # [B, n, D] the candidates, for reducers before the block
     def cut(self, t: Tensor, dim: int = 1) -> Tensor:
         "The candidates' part of any per-token tensor."
         return t.narrow(dim, self.lo, self.hi - self.lo)
     @property
     def n(self) -> int: return self.hi - self.lo # number of candidates
+    @property
+    def row_mask(self) -> Tensor | None: return None if self.mask is None else self.mask[:, :, :1] # [B, 1, 1, N] mask of the first query
 
-# %% ../../nbs/reducers/00_base.ipynb #c3533e93
+# %% ../../nbs/reducers/00_base.ipynb #4a149310
 SCORES = dict(
-    cls=lambda view: cls_row(view.p, view.mask).mean(1),
-    mean=lambda view: mean_row(view.p, view.mask).mean(1),
+    cls=lambda view: cls_row(view.p, view.row_mask).mean(1),
+    mean=lambda view: mean_row(view.p, view.row_mask).mean(1),
     update=lambda view: view.update.norm(dim=-1))
 
-# %% ../../nbs/reducers/00_base.ipynb #c7733b2d
+# %% ../../nbs/reducers/00_base.ipynb #606e2d41
 class Reducer(nn.Module):
     "One stage of a method. Subclasses implement `forward(view) -> Plan | None`."
     before = False # reduce before the block, else between attention and MLP
@@ -51,17 +54,18 @@ class Reducer(nn.Module):
     def scores(self, view: View) -> Tensor:
         "[B, n] importance of every candidate."
         return view.cut(SCORES[self.criterion](view))
-    def values(self, view: View) -> Tensor:
-        "[B, n, D] what the plan of a reducer before the block is applied to."
-        return view.cut(view.x)
+    def values(self, body: Tensor) -> Tensor:
+        "[B, n, D] the candidates as a method before the block wants them: what it sees, and what its plan is applied to."
+        return body
     def forward(self, view: View) -> Plan | None: raise NotImplementedError
 
-# %% ../../nbs/reducers/00_base.ipynb #c7f95cad
+# %% ../../nbs/reducers/00_base.ipynb #e3e0db14
 class Sized(Reducer):
-    "A method that keeps account of a size per token. The defaults: sizes are summed as tokens are merged, and say nothing to attention."
+    "A method that keeps account of a size per token, from its first stage on (or from the start, if `sizes` says so)."
+    keeps_sizes = True # from the first plan on
     def sizes(self, x: Tensor) -> Tensor | None:
-        "[B, N] sizes at the model's input, `None` for none."
-        return x.new_ones(x.shape[:2])
+        "[B, N] sizes at the model's input; `None`: one each, and no account needed yet."
+        return None
     def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor:
         "[B, m] sizes of the candidates after `plan`."
         return plan(size)

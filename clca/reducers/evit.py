@@ -20,7 +20,7 @@ def evit(
     idx = score.topk(m, dim=1).indices
     return Fuse(idx, score.scatter(1, idx, 0.))
 
-# %% ../../nbs/reducers/02_evit.ipynb #430ca292
+# %% ../../nbs/reducers/02_evit.ipynb #cf2c28ab
 class EViT(Reducer):
     "EViT on CLS attention; ceil(keep * n) of n candidates stay, and one fused token."
     def forward(self, view: View) -> Fuse | None:

@@ -19,7 +19,7 @@ def topk(
     "Keep the `m` candidates with the highest score, highest first."
     return Select(score.topk(m, dim=1).indices)
 
-# %% ../../nbs/reducers/01_topk.ipynb #3b04b2c6
+# %% ../../nbs/reducers/01_topk.ipynb #cf67a576
 class TopK(Reducer):
     "Top-K on CLS attention; ceil(keep * n) of n candidates stay."
     def forward(self, view: View) -> Select | None:
