@@ -52,7 +52,7 @@ def qkv(
     rope: Tensor | None = None, # rotary embedding as timm gives it to the block
 ) -> QKV:
     "Queries, keys and values of a timm attention module; raises `TypeError` for other types."
-    if type(attn) not in (Attention, AttentionRope, EvaAttention):
+    if not isinstance(attn, (Attention, AttentionRope, EvaAttention)):
         raise TypeError(f"attention of type {type(attn).__name__} is not supported: use a model with Attention, AttentionRope or EvaAttention")
     q, k, v = _project(attn, x)
     q, k = _rotate(attn, attn.q_norm(q), rope).to(v.dtype), _rotate(attn, attn.k_norm(k), rope).to(v.dtype)
