@@ -10,7 +10,6 @@ BIN := $(VENV)/bin
 DEPS := settings.ini setup.py pyproject.toml constraints.txt
 MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?= runs/$@-keep$(KEEP)$(shell echo ' $(P)' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
-export MPLBACKEND ?= agg
 
 .PHONY: help env train test ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
@@ -34,15 +33,18 @@ $(MADE):
 # $(call run,parameters): the notebook named like the target, executed into its folder, then what it measured
 define run
 	@mkdir -p '$(OUT)'
-	$(BIN)/python -m papermill nbs/$@.ipynb '$(OUT)/$@.ipynb' -p out '$(OUT)' $(1) $(P) --log-output --no-progress-bar </dev/null
+	$(BIN)/python -m papermill nbs/$@.ipynb '$(OUT)/$@.ipynb' $(1) $(P) --log-output --no-progress-bar </dev/null
 	@$(BIN)/python -c "from clca.repository import show_results; show_results('$(OUT)')"
 endef
 
 train: $(MADE)
-	$(call run,-p keep '$(KEEP)')
+	$(call run,-p out '$(OUT)' -p keep '$(KEEP)')
 
 ablation figures benchmark predict: OUT = runs/$@
-ablation figures benchmark predict: $(MADE)
+ablation benchmark predict: $(MADE)
+	$(call run,-p out '$(OUT)')
+
+figures: $(MADE)
 	$(call run)
 
 test: $(MADE)
