@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from .paths import root
 from .runs import paired_difference
 
-# %% ../nbs/26_plots.ipynb #fbd477cf
+# %% ../nbs/26_plots.ipynb #20d8050e
 VARIANTS = dict(base="base", clc="CLC (cache)", ifa="layer mix", cla_last="CLA, last CLS", cla="CLA (head)", clca="CLCA (both)")
 REDUCERS = dict(none="no reduction", dyvit="DynamicViT", evit="EViT", topk="Top-K", ats="ATS", tome="ToMe", patchmerger="PatchMerger",
                 sit="SiT", dpcknn="DPC-KNN", maws="MAWS", dmaws="DMAWS", edar="EDAR", nfedar="NFEDAR", glsf="GLSF")
@@ -60,7 +60,9 @@ def _fill(kind, i): return dict(facecolor=mpl.colors.to_rgba(look(kind)["color"]
 
 def _legend(axes, **kw):
     "One legend for a row of panels, right of the last."
+    known = [label(v) for v in VARIANTS]
     named = {n: h for ax in axes for h, n in zip(*ax.get_legend_handles_labels())}
+    named = dict(sorted(named.items(), key=lambda i: known.index(i[0]) if i[0] in known else len(known)))
     axes[-1].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, .5), **kw)
 
 def _figure(panels=1, width=5., height=4.4, rows=1):
@@ -154,7 +156,7 @@ def accuracy_cost(
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/26_plots.ipynb #9218bade
+# %% ../nbs/26_plots.ipynb #ea5d4307
 _ABOVE, _WHITE = dict(textcoords="offset points", ha="center", va="bottom"), dict(boxstyle="round,pad=.1", fc="white", ec="none")
 
 def accuracy_boxes(
@@ -172,11 +174,11 @@ def accuracy_boxes(
         for p in b["boxes"]: p.set(**_fill(v, j))
         for x, d in zip(at, data):
             if len(d): ax.annotate(f"{d.median():.1f}", (x, d.quantile(.75)), xytext=(0, 2), **_ABOVE, fontsize=9.5, bbox=_WHITE)
-    ax.set(xticks=range(len(order)), xticklabels=map(label, order), ylabel="top-1 (%)", title=title, ylim=(0, None)); ax.grid(axis="x", visible=False)
-    ax.legend(handles=[Patch(**_fill(v, j), label=label(v)) for j, v in enumerate(variants)], loc="upper right", ncols=len(variants))
+    ax.set(xticks=range(len(order)), xticklabels=map(label, order), ylabel="top-1 (%)", title=title); ax.grid(axis="x", visible=False)
+    ax.legend(handles=[Patch(**_fill(v, j), label=label(v)) for j, v in enumerate(variants)], loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
-# %% ../nbs/26_plots.ipynb #9cad304d
+# %% ../nbs/26_plots.ipynb #c3a1df00
 def cache_gain(
     df: pd.DataFrame, # cells (or runs, with `accuracy` and `seed`)
     a: str = "clca", b: str = "cla", # the gain is a - b
@@ -205,7 +207,7 @@ def cache_gain(
     _legend([ax])
     return fig
 
-# %% ../nbs/26_plots.ipynb #97b04bfc
+# %% ../nbs/26_plots.ipynb #2d5ad80c
 def accuracy_speed(
     df: pd.DataFrame, # keep, variant, batch_size, images_per_second, accuracy, source; optionally std
     title: str = "Accuracy against measured speed",
@@ -223,7 +225,7 @@ def accuracy_speed(
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/26_plots.ipynb #ccf68850
+# %% ../nbs/26_plots.ipynb #492903f3
 def gradient_history(
     df: pd.DataFrame, # run_id, variant, step, max_grad
     smooth: int = 9, # running median over so many steps
@@ -233,7 +235,7 @@ def gradient_history(
     fig, [[ax]] = _figure(width=7.5)
     for v in _order(df.variant):
         w, k = df[df.variant == v].pivot_table(index="step", columns="run_id", values="max_grad"), look(v)
-        ax.plot(w.index, w.to_numpy(), color=k["color"], linewidth=.6, alpha=.35)
+        ax.plot(w.index, w.to_numpy(), color=k["color"], linewidth=.5, alpha=.25)
         m = w.median(axis=1).rolling(smooth, center=True, min_periods=1).median()
         ax.plot(m.index, m, label=label(v), linewidth=2.2, markersize=7, markevery=max(1, len(m)//8), **k)
     ax.set(yscale="log", xlabel="training step", ylabel="largest absolute gradient", title=title)

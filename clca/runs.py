@@ -59,7 +59,7 @@ def _read_source(path):
     if path.is_dir(): return list(_read_folder(path))
     raise FileNotFoundError(f"no runs at {path}: give a folder of run folders, or a .jsonl collection of them")
 
-# %% ../nbs/25_runs.ipynb #65d28a63
+# %% ../nbs/25_runs.ipynb #6e47e108
 def _same(a, b): return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
 
 def load_runs(
@@ -75,11 +75,15 @@ def load_runs(
     return df.assign(variant=variant(df)) if {"head", "cache"} <= set(df) else df
 
 def variant(
-    df: pd.DataFrame, # runs, with `head` and `cache`
-) -> list[str]: # base, clc, cla, clca; another head keeps its name, with `+clc` if the cache is on
+    df: pd.DataFrame, # runs, with `head` and `cache`, and perhaps the cache's options
+) -> list[str]: # base, clc, cla, clca; another head keeps its name, with `+clc` if the cache is on; other caches say how they differ
     "The paper's name of what a run combines: base (neither), clc (cache), cla (head), clca (both)."
     names = {("linear", False): "base", ("linear", True): "clc", ("cla", False): "cla", ("cla", True): "clca"}
-    return [names.get((h, bool(c)), h + "+clc"*bool(c)) for h, c in zip(df["head"], df["cache"])]
+    def name(head, cache, num_clr=1, gap=True, recover_last=True):
+        parts = {f"{num_clr:.0f} registers": num_clr > 1, "pooled only": num_clr == 0, "register only": not gap, "not at last": not recover_last}
+        return ", ".join([names.get((head, bool(cache)), head + "+clc"*bool(cache)), *(p for p, there in parts.items() if there and cache)])
+    told = df[[c for c in ("head", "cache", "num_clr", "gap", "recover_last") if c in df]].to_dict("records")
+    return [name(**{k: v for k, v in r.items() if not pd.isna(v)}) for r in told]
 
 # %% ../nbs/25_runs.ipynb #53ba609d
 def load_history(
@@ -165,7 +169,7 @@ def rivals() -> pd.DataFrame: # method backbone image_size, accuracies by set, g
     "Published accuracies of other methods on the five leaf sets; two errors of the paper's Table I are corrected (see `note`)."
     return pd.read_csv(_published_file("rivals.csv"))
 
-# %% ../nbs/25_runs.ipynb #bd387670
+# %% ../nbs/25_runs.ipynb #fe7a5107
 CELL = ["source", "dataset", "image_size", "backbone", "reducer", "keep", "variant"]
 
 def cells(
@@ -173,7 +177,9 @@ def cells(
     by: Sequence[str] = CELL, # what makes a cell
 ) -> pd.DataFrame: # `by`, then accuracy (%), std, n (seeds), gmacs, runs (run ids, or the authors' serial numbers)
     "Published rows or own runs in one form: a row for each cell, accuracy in percent with its deviation and number of seeds."
-    if "accuracy" not in df:
+    if "test_top1" in df:
+        if (twice := df.duplicated([*(c for c in by if c in df), "seed"])).any():
+            raise ValueError(f"{twice.sum()} runs share {', '.join(by)} and the seed with another, so their mean would mix settings: filter the runs first")
         df = df.assign(accuracy=df.test_top1*100, n=1, std=np.nan, **({} if "source" in df else dict(source="our runs")))
     ids = df["run_id"] if "run_id" in df else "serial " + df["serial"].astype(str)
     df = df.assign(runs=ids, gmacs=df.get("gmacs", np.nan))

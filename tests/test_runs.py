@@ -61,6 +61,14 @@ def test_variants(tmp_path):
         make(tmp_path/str(i), head=head, cache=cache)
     assert load_runs(tmp_path).sort_values('run_id').variant.tolist() == ['base', 'clc', 'cla', 'clca', 'cla_last', 'ifa+clc']
 
+def test_variants_of_the_cache(tmp_path):
+    for i, kw in enumerate([dict(num_clr=4), dict(num_clr=0), dict(gap=False), dict(recover_last=False), dict(cache=False, num_clr=4), {}]): make(tmp_path/str(i), **kw)
+    assert load_runs(tmp_path).sort_values('run_id').variant.tolist() == ['clca, 4 registers', 'clca, pooled only', 'clca, register only', 'clca, not at last', 'cla', 'clca']
+
+def test_cells_do_not_mix_settings(tmp_path):
+    for i, lr in enumerate([1e-3, 1e-4]): make(tmp_path/str(i), lr=lr)
+    with pytest.raises(ValueError, match='1 runs share .* filter'): cells(load_runs(tmp_path))
+
 def toy(a, b):
     n = len(a)
     return pd.DataFrame(dict(keep=.1, seed=list(range(n))*2, variant=['clca']*n + ['cla']*n, test_top1=[*a, *b]))
@@ -99,9 +107,10 @@ def test_bootstrap_covers():
 
 def test_cells_pool_like_the_raw_runs():
     top1 = np.array([.5, .6, .8, .4, .9])
-    runs = pd.DataFrame([GOOD | dict(variant='clca', run_id=str(i), test_top1=t) for i, t in enumerate(top1)])
+    runs = pd.DataFrame([GOOD | dict(variant='clca', run_id=str(i), seed=i, test_top1=t) for i, t in enumerate(top1)])
     whole = cells(runs).iloc[0]
-    parts = pd.DataFrame([GOOD | dict(source='published', serial=1, variant='clca', accuracy=100*p.mean(), std=100*p.std(ddof=1), n=len(p)) for p in (top1[:2], top1[2:])])
+    base = {k: v for k, v in GOOD.items() if k != 'test_top1'}
+    parts = pd.DataFrame([base | dict(source='published', serial=1, variant='clca', accuracy=100*p.mean(), std=100*p.std(ddof=1), n=len(p)) for p in (top1[:2], top1[2:])])
     pooled = cells(parts).iloc[0]
     assert whole.n == pooled.n == 5 and whole.accuracy == pytest.approx(pooled.accuracy) == pytest.approx(64) and whole['std'] == pytest.approx(pooled['std'])
     assert whole.source == 'our runs' and pooled.runs == ('serial 1',)
