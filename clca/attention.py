@@ -100,8 +100,10 @@ def cls_row(p: QKV, mask: Tensor | None = None) -> Tensor: # [B, H, N]
     return row(p, p.q[:, :, 0], mask)
 
 def mean_row(p: QKV, mask: Tensor | None = None) -> Tensor: # [B, H, N]
-    "What the mean query attends to; stands in for the CLS row in models without CLS."
-    return row(p, p.q.mean(2), mask)
+    "What the mean query attends to; stands in for the CLS row in models without CLS. Padding, masked as a key, has no share in the mean."
+    if mask is None or mask.dtype != torch.bool: return row(p, p.q.mean(2), mask)
+    seen = mask.transpose(2, 3).to(p.q.dtype) # [B, 1, N, 1]
+    return row(p, (p.q * seen).sum(2) / seen.sum(2), mask)
 
 # %% ../nbs/02_attention.ipynb #ddab2168
 def attention_update(block: nn.Module, u: Tensor) -> Tensor:

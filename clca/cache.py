@@ -35,12 +35,12 @@ def pooled(
     x: Tensor, # [B, N, D]
     start: int, # first token of the pool: 1 leaves out CLS
     end: int, # end of the pool
-    weight: Tensor | None = None, # [B, N] weight of every token, 0 for padding
-) -> Tensor: # [B, 1, D]
+    weight: Tensor | None = None, # [B, N] patches each token stands for, 0 for padding
+) -> Tensor: # [B, 1, D], zero where nothing is left
     "GAP: mean of the tokens `start:end`."
     if weight is None: return x[:, start:end].mean(1, keepdim=True)
     w = weight[:, start:end].to(x.dtype).unsqueeze(1)
-    return (w @ x[:, start:end]) / w.sum(2, keepdim=True).clamp(min=1e-6)
+    return (w @ x[:, start:end]) / w.sum(2, keepdim=True).clamp(min=1)
 
 # %% ../nbs/10_cache.ipynb #2908fc5e
 def put_aside(
@@ -48,10 +48,11 @@ def put_aside(
     x: Tensor, # [B, N, D] leaving a block
     start: int, end: int, # tokens to pool
     weight: Tensor | None = None, # [B, N]
+    clr: Tensor | None = None, # [B, num_clr, D] registers, if they are not at the end of `x`
 ) -> list[Tensor]: # each [B, ·, D]: pooled token, then registers
     "What one block leaves in the cache."
     kept = [pooled(x, start, end, weight)] if cache.gap else []
-    return kept + ([x[:, x.shape[1] - cache.num_clr:]] if cache.num_clr else [])
+    return kept + ([x[:, x.shape[1] - cache.num_clr:] if clr is None else clr] if cache.num_clr else [])
 
 # %% ../nbs/10_cache.ipynb #d7acc6e9
 def recovery_blocks(

@@ -36,8 +36,8 @@ class Fuse(NamedTuple):
     idx: Tensor # [B, M]
     weight: Tensor # [B, N]
     def __call__(self, x: Tensor) -> Tensor:
-        fused = self.weight.to(x.dtype).unsqueeze(1) @ x.reshape(*x.shape[:2], -1)
-        return torch.cat([gather(x, self.idx), fused.reshape(x.shape[0], 1, *x.shape[2:])], 1)
+        fused = self.weight.to(x.dtype).unsqueeze(1) @ (x if x.dim() == 3 else x.unsqueeze(2))
+        return torch.cat([gather(x, self.idx), fused if x.dim() == 3 else fused.squeeze(2)], 1)
     @property
     def place(self) -> Tensor: return torch.cat([self.idx, torch.full_like(self.idx[:, :1], -1)], 1)
 
@@ -63,7 +63,8 @@ class Mix(NamedTuple):
     "Every output is its own weighted sum of all tokens."
     weight: Tensor # [B, M, N]
     def __call__(self, x: Tensor) -> Tensor:
-        return (self.weight.to(x.dtype) @ x.reshape(*x.shape[:2], -1)).reshape(x.shape[0], -1, *x.shape[2:])
+        w = self.weight.to(x.dtype)
+        return w @ x if x.dim() == 3 else (w @ x.unsqueeze(2)).squeeze(2)
     @property
     def place(self) -> Tensor: return torch.full(self.weight.shape[:2], -1, device=self.weight.device)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['State', 'Output', 'embed', 'rotations', 'advance', 'reduce_inside', 'last_block', 'Walk', 'rope_of', 'plain_step',
-           'reduce_step', 'write_down', 'insert', 'cache_step', 'representation', 'linear_head', 'tokens_read', 'walk']
+           'reduce_step', 'write_down', 'insert', 'cache_step', 'representation', 'map_pooled', 'linear_head',
+           'tokens_read', 'walk']
 
 # %% ../nbs/12_walk.ipynb #56e65e1b
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .attention import attend, attention_update, call_block, mlp_half, project, qkv, take_queries
 from .cache import Cache, pooled, put_aside
-from .reducers.base import Reducer, Sized, View
+from .reducers.base import NoReduction, Reducer, Sized, View
 from .tokens import Fuse, Merge, Mix, Plan, Select, Weigh, apply, places, whole
 
 # %% ../nbs/12_walk.ipynb #68f41a8c
@@ -72,8 +73,10 @@ def advance(
     if isinstance(reducer, Sized) and (size is not None or reducer.keeps_sizes):
         size = s.x.new_ones(s.x.shape[:2]) if size is None else size
         size = torch.cat([size[:, :lo], reducer.merge_sizes(plan, size[:, lo:hi]), size[:, hi:]], 1)
-    return s._replace(x=x, size=size, place=None if s.place is None else places(plan, s.place, lo, hi),
-                      shares=None if s.shares is None else apply(plan, s.shares, lo, hi))
+    place = None if s.place is None else places(plan, s.place, lo, hi)
+    shares = None if s.shares is None else apply(plan, s.shares, lo, hi)
+    if shares is not None and isinstance(plan, Select): shares = shares * (place >= 0).unsqueeze(2) # padding repeats a token
+    return s._replace(x=x, size=size, place=place, shares=shares)
 
 # %% ../nbs/12_walk.ipynb #1b91c238
 def reduce_inside(
@@ -127,6 +130,7 @@ class Walk:
         place = torch.cat([ids.new_full((self.prefix,), -1), ids, ids.new_full((clr,), -1)]).expand(B, -1) if record or self.rope is not None else None
         shares = nn.functional.one_hot(place + 1, self.patches + 1)[..., 1:].to(x.dtype) if record else None
         self.s = State(x, model.rules.sizes(x) if model.rules else None, place, tail, shares)
+        self.clr = None # registers for the cache, while they are not at the end of the sequence
         self.tokens_in, self.tokens_out, self.memory, self.read, self.kept, self.shares, self.decisions = [], [], [], [], [], [], []
     def run(self, fn, *args):
         "Call, and with gradient checkpointing call again in backward."
@@ -148,9 +152,10 @@ def plain_step(w: Walk, block: nn.Module, i: int) -> None:
 # %% ../nbs/12_walk.ipynb #64b7dfd4
 def reduce_step(w: Walk, block: nn.Module, reducer: Reducer, i: int) -> None:
     "A block that reduces: before it, or between its halves."
-    lo, hi = w.m.lo, w.s.x.shape[1] - w.s.tail
+    lo, hi, plan, x0 = w.m.lo, w.s.x.shape[1] - w.s.tail, None, w.s.x
     view = View(w.s.x, lo, hi, w.patches, w.start, w.m.cache is not None, w.s.size)
-    if reducer.before:
+    if isinstance(reducer, NoReduction): plain_step(w, block, i)
+    elif reducer.before:
         view = view._replace(body=reducer.values(view.cut(w.s.x)))
         plan = reducer(view)
         w.s = advance(w.s, plan, w.s.x if plan is None else apply(plan, w.s.x, lo, hi, view.body), reducer, lo, hi)
@@ -161,13 +166,17 @@ def reduce_step(w: Walk, block: nn.Module, reducer: Reducer, i: int) -> None:
         x, plan = w.run(reduce_inside, block, reducer, view, rope_of(w, i), mask, not w.m.reference)
         w.s = advance(w.s, plan, x, reducer, lo, hi)
     if isinstance(plan, Weigh): w.decisions.append(plan)
+    if plan is not None and i == 0 and w.m.cache is not None and not w.s.tail: w.clr = x0[:, x0.shape[1] - w.m.cache.num_clr:]
     if w.record: write_down(w, plan)
 
 # %% ../nbs/12_walk.ipynb #e5bc8d85
 def write_down(w: Walk, plan: Plan | None) -> None:
     "For `trace`: where every patch is after a stage."
     end = w.s.x.shape[1] - w.s.tail - isinstance(plan, Fuse)
-    w.kept.append(w.s.shares[:, w.m.lo:end].argmax(1) if isinstance(plan, (Merge, Mix)) else w.s.place[:, w.m.lo:end])
+    if not isinstance(plan, (Merge, Mix)): kept = w.s.place[:, w.m.lo:end]
+    elif end > w.m.lo: kept = w.s.shares[:, w.m.lo:end].argmax(1)
+    else: kept = torch.full_like(w.s.place[:, :w.patches], -1)
+    w.kept.append(kept)
     w.shares.append(w.s.shares)
 
 # %% ../nbs/12_walk.ipynb #457fa2ee
@@ -191,22 +200,30 @@ def cache_step(w: Walk, i: int) -> None:
     m, c = w.m, w.m.cache
     if i in m.recover:
         w.pool_end = w.s.x.shape[1] - (c.num_clr if m.protect else 0)
-        if w.memory: w.s = insert(w.s, torch.cat(w.memory, 1), w.pool_end, m.rules.recovered_size() if m.rules else 1., m.method.protects_cache)
+        if w.memory:
+            w.s = insert(w.s, torch.cat(w.memory, 1), w.pool_end, m.rules.recovered_size() if m.rules else 1., m.method.protects_cache)
+            w.clr = None
         w.memory = []
     if i < m.recover[-1]:
         weight = w.s.size if m.method.masks and not m.reference else None
-        w.memory = w.memory + put_aside(c, w.s.x, int(m.has_cls), w.pool_end, weight)
+        w.memory = w.memory + put_aside(c, w.s.x, int(m.has_cls), w.pool_end, weight, w.clr)
 
 # %% ../nbs/12_walk.ipynb #3425bf5f
 def representation(w: Walk) -> Tensor: # [B, D]
     "What a head reads: CLS, or in models without it the mean of all tokens after the prefix, weighted by size."
     return w.s.x[:, 0] if w.m.has_cls else pooled(w.s.x, w.prefix, w.s.x.shape[1], w.s.size)[:, 0]
 
+def map_pooled(w: Walk) -> Tensor: # [B, D]
+    "timm's attention pooling, in which padding is masked and merged tokens count by their size."
+    start = 0 if getattr(w.bb, "pool_include_prefix", True) else w.prefix
+    return w.bb.attn_pool(w.bb.norm(w.s.x)[:, start:], attn_mask=w.m.rules.mask(w.s.size, w.s.x.dtype)[..., start:])
+
 def linear_head(w: Walk) -> Tensor: # [B, C]
     "timm's own norm, pooling and classifier; an average becomes one weighted by size once tokens are reduced."
     bb, x = w.bb, w.s.x
     if bb.global_pool == "token": return bb.forward_head(bb.norm(x[:, :w.prefix]))
-    if bb.global_pool == "map" or not (w.m.reducing or w.m.cache): return bb.forward_head(bb.norm(x))
+    if not (w.m.reducing or w.m.cache) or bb.global_pool == "map" and w.s.size is None: return bb.forward_head(bb.norm(x))
+    if bb.global_pool == "map": return bb.head(bb.head_drop(bb.fc_norm(map_pooled(w))))
     return bb.head(bb.head_drop(bb.fc_norm(pooled(bb.norm(x), w.prefix, x.shape[1], w.s.size)[:, 0])))
 
 # %% ../nbs/12_walk.ipynb #6ef7095b

@@ -22,6 +22,7 @@ def dpcknn_centres(
     noise: float = 0., # breaks ties of density at random
 ) -> tuple[Tensor, Tensor]: # centres [B, m], best first; distances [B, n, n]
     "Density peaks."
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     d = torch.cdist(x, x) / math.sqrt(x.shape[2])
     rho = (-d.topk(min(k, x.shape[1]), largest=False).values.square().mean(-1)).exp()
     if noise: rho = rho + torch.rand_like(rho) * noise

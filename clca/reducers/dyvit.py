@@ -31,7 +31,7 @@ class Predictor(nn.Module):
     ) -> Tensor: # [B, n, 2] log-probability to keep, to drop
         local, rest = self.in_conv(x).chunk(2, -1)
         w = x.new_ones(x.shape[:2]) if alive is None else alive.to(x.dtype)
-        mean = (rest * w.unsqueeze(2)).sum(1, keepdim=True) / w.sum(1).clamp(min=1e-6)[:, None, None] + 1e-6
+        mean = (rest * w.unsqueeze(2)).sum(1, keepdim=True) / w.sum(1).clamp(min=1)[:, None, None] + 1e-6
         return self.out_conv(torch.cat([local, mean.expand_as(local)], -1)).float().log_softmax(-1).to(x.dtype)
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #e231531a
@@ -66,7 +66,8 @@ def ratio_loss(
     decisions: list[Weigh], # one per stage
 ) -> Tensor:
     "Mean over stages and images of (share kept - target)². In the published form the share is of all tokens, else of the living."
-    loss = [((d.decision.mean(1) if d.alive is None else d.decision.sum(1) / d.alive.sum(1)) - d.target) ** 2 for d in decisions]
+    if not decisions: raise ValueError("there are no decisions, as DynamicViT draws them in training only: call model.train() before the forward")
+    loss = [((d.decision.mean(1) if d.alive is None else d.decision.sum(1) / d.alive.sum(1).clamp(min=1)) - d.target) ** 2 for d in decisions]
     return torch.stack(loss).mean()
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #f93d3416
@@ -87,7 +88,7 @@ def distillation_loss(
 class DynamicViT(Sized, Predictor):
     "DynamicViT; of n0 candidates at the input int(n0 * total) stay, with the cache int((n - 1) * keep) of the n that arrive."
     before = masks = True
-    loss = staticmethod(ratio_loss)
+    loss = staticmethod(lambda decisions: 2 * ratio_loss(decisions)) # weight as published
     def __init__(self, dim: int, stage, patches: int, *, score: str = "cls", reference: bool = False):
         Predictor.__init__(self, dim)
         self.stage, self.criterion, self.reference = stage, score, reference
@@ -103,7 +104,8 @@ class DynamicViT(Sized, Predictor):
         alive = view.body.new_ones(view.body.shape[:2]) if alive is None else alive
         d = F.gumbel_softmax(logp.float(), hard=True)[..., 0].to(alive.dtype) * alive
         return Weigh(d, None, self.stage.total) if self.reference else Weigh(d, alive, self.stage.keep)
-    def sizes(self, x: Tensor) -> Tensor | None: return x.new_ones(x.shape[:2]) if self.keeps_sizes else None
+    def sizes(self, x: Tensor) -> Tensor | None: return x.new_ones(x.shape[:2]) if self.reference else None
+    def mask(self, size: Tensor, dtype: torch.dtype) -> Tensor: return (size > 0)[:, None, None]
     def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor: return plan.decision if isinstance(plan, Weigh) else plan(size)
     def block(self, block: nn.Module, x: Tensor, rope: Tensor | None, size: Tensor) -> Tensor:
         if not self.training: return call_block(block, x, rope)
