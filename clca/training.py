@@ -38,7 +38,9 @@ class Classifier(L.LightningModule):
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.val_top1 = MulticlassAccuracy(len(data.classes), average="micro")
 
-    def train_dataloader(self): return train_loader(self.data.train, self.recipe, self.trainer.global_rank)
+    def train_dataloader(self):
+        done = self.trainer.fit_loop.epoch_progress.current
+        return train_loader(self.data.train, self.recipe, lambda: done.processed, self.trainer.global_rank)
 
     def training_step(self, batch, _):
         images, labels = batch
@@ -50,11 +52,14 @@ class Classifier(L.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        r, total = self.recipe, self.trainer.estimated_stepping_batches
+        r = self.recipe; total = r.epochs * (len(self.data.train) // r.batch_size)
         optimizer = torch.optim.AdamW(param_groups(self.model, r.weight_decay), lr=r.lr, fused=self.fused)
         warmup = round(r.warmup_epochs * total / r.epochs)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor(s, total, warmup))
         return dict(optimizer=optimizer, lr_scheduler=dict(scheduler=schedule, interval="step"))
+
+    def configure_gradient_clipping(self, *args, **kwargs):
+        if self.recipe.clip_grad: nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_grad)
 
 # %% ../nbs/30_training.ipynb #ab0c484d
 def validate(
@@ -73,7 +78,7 @@ def validate(
 
 # %% ../nbs/30_training.ipynb #b66ef73c
 class Journal(L.Callback):
-    "Seeds an epoch, measures it, validates after it, writes it down and saves the checkpoint."
+    "Seeds what the model draws, measures an epoch, validates after it, writes it down and saves the checkpoint."
     def __init__(self,
         data, # with .train and .val
         out: Path, # run folder
@@ -84,9 +89,10 @@ class Journal(L.Callback):
     def load_state_dict(self, state): self.rows, self.gradients = state["rows"], state["gradients"]
 
     def on_train_epoch_start(self, trainer, task):
-        seed_epoch(task.recipe.seed, trainer.current_epoch, trainer.global_rank)
-        if hasattr(self.data.train, "set_epoch"): self.data.train.set_epoch(trainer.current_epoch)
         self.start, self.steps = time.perf_counter(), []
+
+    def on_train_batch_start(self, trainer, task, batch, i):
+        if i == 0: seed_epoch(task.recipe.seed, trainer.current_epoch, trainer.global_rank, 1)
 
     def on_before_optimizer_step(self, trainer, task, optimizer):
         if task.recipe.log_gradients:
@@ -192,7 +198,7 @@ def fit(
     precision, cuda = resolve_precision(recipe.precision, recipe.devices), torch.cuda.is_available()
     journal, last = Journal(data, out, precision), out/"last.ckpt"
     with quiet():
-        trainer = L.Trainer(devices=recipe.devices, precision=precision, max_epochs=recipe.epochs, gradient_clip_val=recipe.clip_grad or None,
+        trainer = L.Trainer(devices=recipe.devices, precision=precision, max_epochs=recipe.epochs,
             callbacks=[journal, Progress(journal)], plugins=[AtomicIO()], default_root_dir=out, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, deterministic="warn" if cuda else False,
             sync_batchnorm=cuda and recipe.devices > 1)

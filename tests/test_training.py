@@ -1,0 +1,146 @@
+"What only other processes, full disks and whole runs can show about training."
+import errno, io, json, os, subprocess, sys
+from pathlib import Path
+
+import pandas as pd, pytest, timm, torch
+from safetensors.torch import load_file
+
+import tiny
+from clca import records
+from clca.model import create_model
+from clca.recipe import Recipe, lr_factor, param_groups
+from clca.training import train
+
+SAME = ['epoch', 'lr', 'train_loss', 'val_loss', 'val_top1']
+COSTS = {'train_seconds', 'images_per_second', 'peak_memory_mb', 'git_commit'}
+
+def run(out, kill=-1, devices=1):
+    "Train in a process of its own; the exit code and what it printed."
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(tiny.__file__).parent), PYTHONWARNINGS='ignore')
+    done = subprocess.run([sys.executable, tiny.__file__, str(out), str(kill), str(devices)], env=env, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+def read(out): return json.loads((out/'metrics.json').read_text())
+def history(out): return pd.read_csv(out/'history.csv')
+def same_bits(a, b):
+    a, b = (load_file(p/'model.safetensors') for p in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "A run that nothing happened to."
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp('runs')/'whole'
+    train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
+    return out
+
+def test_killed_in_mid_epoch(whole, tmp_path, capsys):
+    "kill -9 in epoch 3; started again with the same command it ends with the bits and numbers of a run that was left alone."
+    out = tmp_path/'killed'
+    assert run(out, kill=2)[0] == -9 and list(history(out).epoch) == [1, 2] and not (out/'metrics.json').exists()
+    train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
+    assert 'Continued after epoch 2 of 4' in capsys.readouterr().out
+    assert same_bits(whole, out)
+    assert history(out)[SAME].equals(history(whole)[SAME]) and list(history(out).epoch) == [1, 2, 3, 4]
+    assert pd.read_csv(out/'gradients.csv').equals(pd.read_csv(whole/'gradients.csv'))
+    assert (out/'predictions.csv').read_text() == (whole/'predictions.csv').read_text()
+    a, b = read(whole), read(out)
+    assert {k: v for k, v in a.items() if k not in COSTS} == {k: v for k, v in b.items() if k not in COSTS}
+    assert b['train_seconds'] == pytest.approx(history(out).seconds.sum())
+
+def test_killed_before_the_end_is_written(whole, tmp_path, monkeypatch):
+    "All epochs are done but not the evaluation: nothing is trained again, the result is the same."
+    out, write = tmp_path/'run', records.write_atomic
+    def refuse(path, content):
+        if Path(path).name == 'metrics.json': raise KeyError
+        write(path, content)
+    monkeypatch.setattr('clca.training.write_atomic', refuse)
+    with pytest.raises(KeyError): train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
+    monkeypatch.setattr('clca.training.write_atomic', write)
+    before = (out/'history.csv').read_text()
+    train(tiny.model(1), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
+    assert (out/'history.csv').read_text() == before and same_bits(whole, out) and not (out/'last.ckpt').exists()
+
+def test_disk_full_keeps_the_last_checkpoint(whole, tmp_path, monkeypatch):
+    "Half of the second checkpoint is written, then the disk is full: one sentence, the first checkpoint survives and is enough to go on."
+    out = tmp_path/'run'
+    class Full(io.FileIO):
+        def write(self, content): super().write(bytes(content)[:1000]); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def disk(path, mode): return Full(path, mode) if 'last.ckpt' in str(path) and (out/'last.ckpt').exists() else open(path, mode)
+    monkeypatch.setattr(records, 'open', disk, raising=False)
+    with pytest.raises(OSError, match='last.ckpt could not be written .No space left on device., the last good one is kept: make room'):
+        train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
+    assert records.AtomicIO().load_checkpoint(out/'last.ckpt')['epoch'] == 0 and not list(out.glob('.*'))
+    monkeypatch.undo()
+    train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
+    assert same_bits(whole, out) and list(history(out).epoch) == [1, 2, 3, 4]
+
+@pytest.mark.parametrize('change, message', [
+    (dict(parameters=dict(keep=.25)), r'holds a run with keep = 0\.1, not 0\.25'),
+    (dict(recipe=Recipe(**{**vars(tiny.RECIPE), 'lr': .1})), r'holds a run with lr = 0\.003, not 0\.1'),
+    (dict(data=tiny.data(hash='other')), r"holds a run with data_hash = 'tiny', not 'other'")], ids=['keep', 'lr', 'data'])
+def test_other_parameters_are_refused(whole, change, message):
+    given = dict(data=tiny.data(), recipe=tiny.RECIPE, parameters=dict(keep=.1)) | change
+    with pytest.raises(ValueError, match=message): train(tiny.model(), out=whole, **given)
+
+def test_a_finished_run_is_not_trained_again(whole, capsys):
+    model, stamps = tiny.model(1), {p.name: p.stat().st_mtime_ns for p in whole.iterdir()}
+    assert train(model, tiny.data(), whole, tiny.RECIPE, dict(keep=.1, workers=3)) == read(whole)
+    assert capsys.readouterr().out == 'whole is finished: nothing is trained again.\n'
+    assert {p.name: p.stat().st_mtime_ns for p in whole.iterdir()} == stamps
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in load_file(whole/'model.safetensors').items())
+
+def test_what_a_run_leaves(whole):
+    assert sorted(p.name for p in whole.iterdir()) == ['config.json', 'gradients.csv', 'history.csv', 'metrics.json', 'model.safetensors',
+                                                       'parameters.json', 'predictions.csv']
+    m, h, p = read(whole), history(whole), pd.read_csv(whole/'predictions.csv')
+    assert list(h) == ['epoch', 'lr', 'train_loss', 'val_loss', 'val_top1', 'seconds', 'images_per_second', 'peak_memory_mb'] and len(h) == 4
+    assert h.lr.iloc[0] == tiny.RECIPE.lr and h.lr.iloc[-1] < tiny.RECIPE.lr / 50
+    assert list(p) == ['path', 'label', 'prediction'] and (p.label == p.prediction).mean() == pytest.approx(m['test_top1'], abs=1e-6)
+    assert m['val_top1'] == h.val_top1.iloc[-1] and m['epochs'] == 4 and m['keep'] == .1 and m['data_hash'] == 'tiny' and m['seed'] == 0
+    assert {'test_top5', 'macro_f1', 'gmacs', 'params', 'version_torch', 'git_commit', *COSTS} <= m.keys()
+    assert not any(isinstance(v, dict) for v in m.values())
+    assert len(pd.read_csv(whole/'gradients.csv')) == 4 * (50 // 8)
+
+def test_two_processes(tmp_path):
+    "Distributed: one history, one result, validated on every one of the 31 images once."
+    out = tmp_path/'run'
+    code, text = run(out, devices=2)
+    assert code == 0 and list(history(out).epoch) == [1, 2, 3, 4] and text.count('epoch 4/4') == 1, text
+    right = history(out).val_top1 * 31
+    assert (right - right.round()).abs().max() < 1e-4 and read(out)['test_top1'] > .5
+
+def test_groups_of_our_model():
+    "Every parameter is in one group; the cache's registers and whatever is 1-D do not shrink."
+    model = create_model('vit_tiny_patch16_224', 3, image_size=16, patch_size=8, embed_dim=16, num_heads=2)
+    names = {id(p): n for n, p in model.named_parameters()}
+    free, decayed = ({names[id(p)] for p in g['params']} for g in sorted(param_groups(model, .05), key=lambda g: g['weight_decay']))
+    assert free | decayed == set(names.values()) and not free & decayed
+    assert {'cache.clr', 'cache.pos', 'backbone.cls_token', 'backbone.pos_embed', 'head.norm.weight', 'backbone.blocks.0.attn.qkv.bias'} <= free
+    assert {'head.classifier.weight', 'backbone.blocks.0.attn.qkv.weight', 'backbone.patch_embed.proj.weight'} <= decayed
+
+@pytest.mark.parametrize('step, factor', [(0, .25), (3, 1), (4, 1), (8, .5), (12, 0), (20, 0)])
+def test_schedule(step, factor): assert lr_factor(step, 12, 4) == pytest.approx(factor)
+
+def test_fewer_images_than_a_batch(tmp_path):
+    with pytest.raises(ValueError, match='The training split has 7 images, less than one batch of 8: lower batch_size or add images'):
+        train(tiny.model(), tiny.data(7), tmp_path/'run', tiny.RECIPE)
+
+@pytest.mark.parametrize('name, value', [('epochs', 0), ('batch_size', 1), ('lr', 0.), ('weight_decay', -1.), ('warmup_epochs', 9), ('label_smoothing', 1.),
+                                         ('clip_grad', -1.), ('precision', 'fp8'), ('devices', 0), ('workers', -1)])
+def test_values_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f'^{name} = .* is out of range: it must be'): Recipe(**{name: value})
+
+def test_loading_processes_and_half_precision(tmp_path):
+    "A process that loads images, and stops after the second epoch and goes on: nothing that is seen changes, in bfloat16 as well."
+    class Stop(tiny.Colours):
+        def set_epoch(self, epoch):
+            if epoch == 2: raise InterruptedError
+            super().set_epoch(epoch)
+    recipe = lambda workers: Recipe(**{**vars(tiny.RECIPE), 'precision': 'bf16-mixed', 'workers': workers})
+    stopped = tiny.data()
+    stopped.train = Stop(50)
+    with pytest.raises(InterruptedError): train(tiny.model(), stopped, tmp_path/'1', recipe(1))
+    for workers in (0, 1): train(tiny.model(), tiny.data(), tmp_path/str(workers), recipe(workers))
+    assert same_bits(tmp_path/'0', tmp_path/'1') and history(tmp_path/'0')[SAME].equals(history(tmp_path/'1')[SAME])
+    assert read(tmp_path/'0')['precision_used'] == 'bf16-mixed'
