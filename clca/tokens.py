@@ -53,10 +53,8 @@ class Merge(NamedTuple):
         out = x.new_zeros(x.shape[0], self.place.shape[1], *x.shape[2:])
         return out.scatter_add(1, self.slot.view(*self.slot.shape, *[1] * (x.dim() - 2)).expand_as(x), x)
     def __call__(self, x: Tensor) -> Tensor:
-        w = self.weight.to(x.dtype)
-        total = self.sum(w) + self.eps
-        pad = [1] * (x.dim() - 2)
-        return self.sum(x * w.view(*w.shape, *pad)) / total.view(*total.shape, *pad)
+        w = (self.weight / (self.sum(self.weight) + self.eps).gather(1, self.slot)).to(x.dtype)
+        return self.sum(x * w.view(*w.shape, *[1] * (x.dim() - 2)))
 
 # %% ../nbs/00_tokens.ipynb #0eb036e9
 class Mix(NamedTuple):

@@ -56,4 +56,5 @@ class DPCKNN(Reducer):
         m = min(max(absolute(self.stage.total, view.patches), 1 if self.stage.last else 5), view.n)
         if m == view.n and not self.reference: return None
         noise = 1e-6 if self.reference and self.training else 0.
-        return dpcknn(view.body, m, self.score(view.body).squeeze(2).exp(), noise=noise)
+        score = self.score(view.body).squeeze(2)
+        return dpcknn(view.body, m, (score.float() if score.dtype in (torch.float16, torch.bfloat16) else score).exp(), noise=noise)
