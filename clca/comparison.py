@@ -32,7 +32,7 @@ def table_rows(
                     | {c: a for c, (a, _) in row.items()} | {f"{c}_std": s for c, (_, s) in row.items()})
     return pd.concat([rivals[~rivals.method.str.startswith("CLCA")], pd.DataFrame(rows)], ignore_index=True)
 
-# %% ../nbs/26a_comparison.ipynb #e96d019e
+# %% ../nbs/26a_comparison.ipynb #d38b9812
 _COLUMNS = dict(method="method", backbone="backbone", cotton="Cotton", soylocal="SoyLocal", soygene="SoyGene",
                 soyageing_per_stage="SoyAgeing\nper stage", soyageing_pooled="SoyAgeing\npooled", soyglobal="SoyGlobal", gmacs="GMAC")
 
@@ -40,18 +40,20 @@ def _cell_text(row, column, corrected):
     v, std = row[column], row.get(f"{column}_std")
     if isinstance(v, str): return v
     if pd.isna(v): return "–"
-    return f"{v:.1f}" if column == "gmacs" else f"{v:.2f}" + "*"*((row.method, column) in corrected) + ("" if pd.isna(std) else f" ±{std:.1f}")
+    if column == "gmacs": return f"{v:.1f}"
+    return f"{v:.2f}" + "*"*((row.method, column) in corrected) + ("" if pd.isna(std) else f" ±{std:.1f}")
 
 def comparison_table(
     rows: pd.DataFrame, # see `table_rows`
     corrected: Sequence[tuple[str, str]] = (("SIM-Trans", "soyageing_per_stage"), ("SIM-Trans", "soyglobal")), # (method, column) to mark
     title: str = "Top-1 (%) on the five leaf sets",
 ) -> Figure:
-    "The comparison of the paper's Table I as a figure: both SoyAgeing protocols, corrected cells marked with *, the best of a column in bold."
+    "The paper's Table I as a figure: both SoyAgeing protocols, corrected cells marked with *, the best of a column in bold."
     style()
     fig = Figure(figsize=(13, .36*len(rows) + 1.1)); ax = fig.add_axes((0, 0, 1, .93)); ax.axis("off"); ax.set_title(title)
-    t = ax.table([[_cell_text(r, c, corrected) for c in _COLUMNS] for _, r in rows.iterrows()], colLabels=list(_COLUMNS.values()), bbox=(0, 0, 1, 1),
-                 cellLoc="center", colWidths=[.14, .15, .105, .105, .105, .105, .105, .105, .07])
+    text = [[_cell_text(r, c, corrected) for c in _COLUMNS] for _, r in rows.iterrows()]
+    t = ax.table(text, colLabels=list(_COLUMNS.values()), bbox=(0, 0, 1, 1), cellLoc="center",
+                 colWidths=[.14, .15, .105, .105, .105, .105, .105, .105, .07])
     t.auto_set_font_size(False); t.set_fontsize(11)
     best = {j: rows[c].idxmax() for j, c in enumerate(_COLUMNS) if 2 <= j < 8}
     for (i, j), cell in t.get_celld().items():
@@ -61,9 +63,10 @@ def comparison_table(
         if j < 2: cell.get_text().set_ha("left"); cell.PAD = .03
     return fig
 
-# %% ../nbs/26a_comparison.ipynb #7754903f
-QUESTIONS = {"head over base": ("cla", "base"), "cache over base": ("clc", "base"), "both over base": ("clca", "base"), "cache over head": ("clca", "cla"),
-             "layers over last CLS": ("cla", "cla_last"), "batch norm over base": ("cla_last", "base"), "layer mix over base": ("ifa", "base")}
+# %% ../nbs/26a_comparison.ipynb #181e5ab2
+QUESTIONS = {"head over base": ("cla", "base"), "cache over base": ("clc", "base"), "both over base": ("clca", "base"),
+             "cache over head": ("clca", "cla"), "layers over last CLS": ("cla", "cla_last"), "batch norm over base": ("cla_last", "base"),
+             "layer mix over base": ("ifa", "base")}
 
 def contrasts(
     df: pd.DataFrame, # runs or cells, with keep, variant and accuracy
@@ -72,7 +75,8 @@ def contrasts(
 ) -> pd.DataFrame: # question, keep, mean, std, n, low, high, positive
     "Paired differences for every question whose two variants are there."
     there = set(df.variant)
-    tables = [paired_difference(df, "keep", a, b, "accuracy", pair=pair).assign(question=q) for q, (a, b) in questions.items() if {a, b} <= there]
+    tables = [paired_difference(df, "keep", a, b, "accuracy", pair=pair).assign(question=q)
+              for q, (a, b) in questions.items() if {a, b} <= there]
     if not tables: raise ValueError(f"no question can be answered from the variants {sorted(there)}")
     return pd.concat(tables, ignore_index=True)
 
@@ -87,8 +91,8 @@ def contrast_plot(
     for j, k in enumerate(keeps):
         t = table[table.keep == k]
         y = t.question.map(names.index) + .3 - .6*j/max(1, len(keeps) - 1)
-        ax.errorbar(t["mean"], y, xerr=np.abs([t["mean"] - t.low, t.high - t["mean"]]), linestyle="", marker=MARKERS[j], color=PALETTE[j], capsize=3,
-                    markersize=7, markeredgecolor="black", markeredgewidth=.6, label=f"{k:g}")
+        ax.errorbar(t["mean"], y, xerr=np.abs([t["mean"] - t.low, t.high - t["mean"]]), linestyle="", marker=MARKERS[j], color=PALETTE[j],
+                    capsize=3, markersize=7, markeredgecolor="black", markeredgewidth=.6, label=f"{k:g}")
     ax.axvline(0, color="black", linewidth=1); ax.grid(axis="y", visible=False)
     for i in range(len(names) - 1): ax.axhline(i + .5, color=".85", linewidth=.8)
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="difference in top-1 points (mean, 95 % interval)", title=title)

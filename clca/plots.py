@@ -20,14 +20,14 @@ from matplotlib.patches import Patch
 from .paths import root
 from .runs import paired_difference
 
-# %% ../nbs/26_plots.ipynb #20d8050e
+# %% ../nbs/26_plots.ipynb #e92dd3d5
 VARIANTS = dict(base="base", clc="CLC (cache)", ifa="layer mix", cla_last="CLA, last CLS", cla="CLA (head)", clca="CLCA (both)")
 REDUCERS = dict(none="no reduction", dyvit="DynamicViT", evit="EViT", topk="Top-K", ats="ATS", tome="ToMe", patchmerger="PatchMerger",
                 sit="SiT", dpcknn="DPC-KNN", maws="MAWS", dmaws="DMAWS", edar="EDAR", nfedar="NFEDAR", glsf="GLSF")
 DATASETS = dict(cotton="Cotton", soylocal="SoyLocal", soygene="SoyGene", soyageing="SoyAgeing", soyglobal="SoyGlobal", typefaces="typefaces",
                 aircraft="Aircraft", cub="CUB")
-BACKBONES = {"vit_base_patch16_224.orig_in21k": "ViT-B/16 in21k", "deit_base_patch16_224.fb_in1k": "DeiT-B/16", "vit_base_patch16_224.mae": "MAE-B/16",
-             "vit_base_patch16_224_miil.in21k": "MIIL-B/16 in21k", "vit_base_patch16_224.in1k_mocov3": "MoCo v3-B/16",
+BACKBONES = {"vit_base_patch16_224.orig_in21k": "ViT-B/16 in21k", "deit_base_patch16_224.fb_in1k": "DeiT-B/16",
+             "vit_base_patch16_224.mae": "MAE-B/16", "vit_base_patch16_224_miil.in21k": "MIIL-B/16 in21k", "vit_base_patch16_224.in1k_mocov3": "MoCo v3-B/16",
              "vit_base_patch16_224.dino": "DINO-B/16", "deit3_base_patch16_224.fb_in22k_ft_in1k": "DeiT-3-B/16 in21k",
              "deit3_base_patch16_224.fb_in1k": "DeiT-3-B/16 in1k", "vit_base_patch16_clip_224.laion2b": "CLIP-B/16",
              "deit_tiny_patch16_224.fb_in1k": "DeiT-Ti/16"}
@@ -48,7 +48,8 @@ def look(
     "Colour, marker and line of a variant (or of whatever else tells lines apart), always the same for the same name."
     names = [*VARIANTS, *REDUCERS, *DATASETS]
     i = _COLOUR.get(kind, (names.index(kind) if kind in names else sum(kind.encode())) % len(PALETTE))
-    return dict(color=PALETTE[i], marker=_MARKER.get(kind, MARKERS[i]), linestyle=_LINE.get(kind, "-"), markeredgecolor="black", markeredgewidth=.6)
+    return dict(color=PALETTE[i], marker=_MARKER.get(kind, MARKERS[i]), linestyle=_LINE.get(kind, "-"), markeredgecolor="black",
+                markeredgewidth=.6)
 
 def label(
     name: str, # a variant, reducer, data set or backbone
@@ -99,7 +100,7 @@ def caption(
     fig.text(.01, -.015, textwrap.fill(text, int(fig.get_figwidth()*14)), ha="left", va="top", fontsize=9.5, color=".25")
     return fig
 
-# %% ../nbs/26_plots.ipynb #7715ed82
+# %% ../nbs/26_plots.ipynb #c85e259e
 def save_figure(
     fig: Figure,
     name: str, # file name without ending
@@ -115,11 +116,12 @@ def save_figure(
         fig.savefig(folder/f"{name}.png", bbox_inches="tight", dpi=_STYLE["savefig.dpi"], metadata={"Software": None})
         fig.savefig(folder/f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
     versions = {p: version(p) for p in ("matplotlib", "numpy", "pandas", "seaborn")} | dict(python=platform.python_version())
-    record = dict(figure=name, runs=[runs] if isinstance(runs, str) else sorted(runs), data_hash=data_hash, versions=versions, command=command)
+    runs = [runs] if isinstance(runs, str) else sorted(runs)
+    record = dict(figure=name, runs=runs, data_hash=data_hash, versions=versions, command=command)
     (folder/f"{name}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return folder/f"{name}.png"
 
-# %% ../nbs/26_plots.ipynb #ecc141c0
+# %% ../nbs/26_plots.ipynb #fa117fd7
 def _order(names):
     known = [*VARIANTS, *REDUCERS, *DATASETS]
     return sorted(set(names), key=lambda n: (known.index(n) if n in known else len(known), str(n)))
@@ -149,14 +151,15 @@ def accuracy_cost(
     for ax, ((dataset, backbone, size), g) in zip(axes[0], groups):
         _curves(ax, g, "gmacs")
         ticks = g.groupby("keep").gmacs.min()
-        ax.set(xscale="log", ylabel="top-1 (%)", xlabel="10⁹ multiply-accumulates; below: keep rate", xlim=(g.gmacs.min()*.93, g.gmacs.max()*1.07),
+        ax.set(xscale="log", xlim=(g.gmacs.min()*.93, g.gmacs.max()*1.07), ylabel="top-1 (%)",
+               xlabel="10⁹ multiply-accumulates; below: keep rate",
                title=f"{label(dataset)}, {int(size)} px, {label(backbone)}\n{' and '.join(g.source.unique())}")
         ax.set_xticks(ticks, [f"{c:.2g}\n{k:g}" for k, c in ticks.items()]); ax.minorticks_off()
     _legend(axes[0])
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/26_plots.ipynb #ea5d4307
+# %% ../nbs/26_plots.ipynb #edb15416
 _ABOVE, _WHITE = dict(textcoords="offset points", ha="center", va="bottom"), dict(boxstyle="round,pad=.1", fc="white", ec="none")
 
 def accuracy_boxes(
@@ -170,7 +173,8 @@ def accuracy_boxes(
     for j, v in enumerate(variants):
         at = np.arange(len(order)) + (j - (len(variants) - 1)/2)*.38
         data = [df[(df.reducer == r) & (df.variant == v)].accuracy.dropna() for r in order]
-        b = ax.boxplot(data, positions=at, widths=.34, patch_artist=True, medianprops=dict(color="black", linewidth=2), flierprops=dict(markersize=4))
+        b = ax.boxplot(data, positions=at, widths=.34, patch_artist=True, medianprops=dict(color="black", linewidth=2),
+                       flierprops=dict(markersize=4))
         for p in b["boxes"]: p.set(**_fill(v, j))
         for x, d in zip(at, data):
             if len(d): ax.annotate(f"{d.median():.1f}", (x, d.quantile(.75)), xytext=(0, 2), **_ABOVE, fontsize=9.5, bbox=_WHITE)
@@ -178,7 +182,7 @@ def accuracy_boxes(
     ax.legend(handles=[Patch(**_fill(v, j), label=label(v)) for j, v in enumerate(variants)], loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
-# %% ../nbs/26_plots.ipynb #c3a1df00
+# %% ../nbs/26_plots.ipynb #2195b61e
 def cache_gain(
     df: pd.DataFrame, # cells (or runs, with `accuracy` and `seed`)
     a: str = "clca", b: str = "cla", # the gain is a - b
@@ -193,11 +197,11 @@ def cache_gain(
     fig, [[ax]] = _figure(width=7.5)
     for i, d in enumerate(groups):
         p, shift = points[points[pair[0]] == d], (i - (len(groups) - 1)/2)*.11 - .08
-        ax.plot(p.keep.map(list(gain.keep).index) + shift, p.gain, linestyle="", marker=MARKERS[i % 10], color=PALETTE[i % 10], markersize=5.5,
-                markeredgecolor="black", markeredgewidth=.4, alpha=.8, label=label(d) if pair[0] == "dataset" else f"{pair[0]} {d}")
+        ax.plot(p.keep.map(list(gain.keep).index) + shift, p.gain, linestyle="", marker=MARKERS[i % 10], color=PALETTE[i % 10],
+                markersize=5.5, markeredgecolor="black", markeredgewidth=.4, alpha=.8, label=label(d) if pair[0] == "dataset" else f"{pair[0]} {d}")
     x = np.arange(len(gain)) + .38
-    ax.errorbar(x, gain["mean"], [gain["mean"] - gain.low, gain.high - gain["mean"]], fmt="D", color="black", markersize=8, capsize=5, linewidth=2,
-                label="mean, 95 % interval")
+    ax.errorbar(x, gain["mean"], [gain["mean"] - gain.low, gain.high - gain["mean"]], fmt="D", color="black", markersize=8, capsize=5,
+                linewidth=2, label="mean, 95 % interval")
     low = points.gain.min() - .06*np.ptp(points.gain)
     for i, r in enumerate(gain.itertuples()):
         ax.annotate(f"{r.mean:+.1f}\n{r.positive:.0%} > 0", (i + .05, low), ha="center", va="top", fontsize=10)

@@ -16,7 +16,7 @@ from scipy.stats import bootstrap
 
 from .paths import root
 
-# %% ../nbs/25_runs.ipynb #460ad694
+# %% ../nbs/25_runs.ipynb #44998408
 REQUIRED, PLACES = ("test_top1", "seed"), ["folder", "out", "data_root", "workers"]
 
 def check_metrics(
@@ -26,7 +26,7 @@ def check_metrics(
     if not isinstance(m, dict): raise ValueError(f"the record is a {type(m).__name__}, not an object of names and values")
     if missing := [k for k in REQUIRED if m.get(k) is None]: raise ValueError(f"{', '.join(missing)} missing")
     t = m["test_top1"]
-    if not (isinstance(t, (int, float)) and math.isfinite(t) and 0 <= t <= 1): raise ValueError(f"test_top1 is {t}, not a share between 0 and 1")
+    if not (isinstance(t, (int, float)) and 0 <= t <= 1): raise ValueError(f"test_top1 is {t}, not a share between 0 and 1")
     return {k: tuple(v) if isinstance(v, list) else json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in m.items()}
 
 def read_metrics(
@@ -59,7 +59,7 @@ def _read_source(path):
     if path.is_dir(): return list(_read_folder(path))
     raise FileNotFoundError(f"no runs at {path}: give a folder of run folders, or a .jsonl collection of them")
 
-# %% ../nbs/25_runs.ipynb #6e47e108
+# %% ../nbs/25_runs.ipynb #cccf899f
 def _same(a, b): return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
 
 def load_runs(
@@ -80,7 +80,8 @@ def variant(
     "The paper's name of what a run combines: base (neither), clc (cache), cla (head), clca (both)."
     names = {("linear", False): "base", ("linear", True): "clc", ("cla", False): "cla", ("cla", True): "clca"}
     def name(head, cache, num_clr=1, gap=True, recover_last=True):
-        parts = {f"{num_clr:.0f} registers": num_clr > 1, "pooled only": num_clr == 0, "register only": not gap, "not at last": not recover_last}
+        parts = {f"{num_clr:.0f} registers": num_clr > 1, "pooled only": num_clr == 0, "register only": not gap,
+                 "not at last": not recover_last}
         return ", ".join([names.get((head, bool(cache)), head + "+clc"*bool(cache)), *(p for p, there in parts.items() if there and cache)])
     told = df[[c for c in ("head", "cache", "num_clr", "gap", "recover_last") if c in df]].to_dict("records")
     return [name(**{k: v for k, v in r.items() if not pd.isna(v)}) for r in told]
@@ -149,11 +150,11 @@ def paired_difference(
         rows.append(dict(zip(by, key), mean=d.mean(), std=d.std(), n=len(d), low=low, high=high, positive=(d > 0).mean()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/25_runs.ipynb #932fb548
+# %% ../nbs/25_runs.ipynb #f42d114b
 def _published_file(name): return root()/"data"/"published"/name
 
-def published() -> pd.DataFrame: # dataset image_size backbone reducer keep variant serial at lr n accuracy std gmacs params_m train_minutes max_memory_gb
-    "The authors' logged runs (aggregated over seeds), under our names; see data/published/README.md for the caveats."
+def published() -> pd.DataFrame: # source dataset image_size backbone reducer keep variant serial at lr n accuracy std gmacs …
+    "The authors' logged runs (aggregated over seeds), under our names; see data/published/README.md for columns and caveats."
     df = pd.read_csv(_published_file("published_results.csv"))
     df = df.rename(columns=dict(keep_rate="keep", runs="n", acc_mean="accuracy", acc_std="std", reduction_blocks="at"))
     df.loc[(df.reducer == "tome") & (df["at"] == "2-3-5-6-8-9"), "keep"] = .25
@@ -169,7 +170,7 @@ def rivals() -> pd.DataFrame: # method backbone image_size, accuracies by set, g
     "Published accuracies of other methods on the five leaf sets; two errors of the paper's Table I are corrected (see `note`)."
     return pd.read_csv(_published_file("rivals.csv"))
 
-# %% ../nbs/25_runs.ipynb #fe7a5107
+# %% ../nbs/25_runs.ipynb #c03d4a88
 CELL = ["source", "dataset", "image_size", "backbone", "reducer", "keep", "variant"]
 
 def cells(
@@ -179,7 +180,8 @@ def cells(
     "Published rows or own runs in one form: a row for each cell, accuracy in percent with its deviation and number of seeds."
     if "test_top1" in df:
         if (twice := df.duplicated([*(c for c in by if c in df), "seed"])).any():
-            raise ValueError(f"{twice.sum()} runs share {', '.join(by)} and the seed with another, so their mean would mix settings: filter the runs first")
+            raise ValueError(f"{twice.sum()} runs share {', '.join(by)} and the seed with another, so their mean would mix settings: "
+                             "filter the runs first")
         df = df.assign(accuracy=df.test_top1*100, n=1, std=np.nan, **({} if "source" in df else dict(source="our runs")))
     ids = df["run_id"] if "run_id" in df else "serial " + df["serial"].astype(str)
     df = df.assign(runs=ids, gmacs=df.get("gmacs", np.nan))

@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE
 
 from .plots import MARKERS, PALETTE, style
 
-# %% ../nbs/26b_views.ipynb #51b6042e
+# %% ../nbs/26b_views.ipynb #675dcb29
 _TOKENS, _GIFT = (*PALETTE[0], .45), (*PALETTE[1], .9)
 
 def _arrow(ax, a, b, **kw):
@@ -62,7 +62,8 @@ def method_diagram(
 ) -> Figure:
     "The method drawn from a model's own trace. Raises ValueError if the trace and the blocks disagree."
     grown = [i for i in range(len(tokens_in) - 1) if tokens_in[i + 1] > tokens_out[i]]
-    if not set(grown) <= set(recover): raise ValueError(f"tokens appear after blocks {grown}, but the cache is given back after {list(recover)}")
+    if not set(grown) <= set(recover):
+        raise ValueError(f"tokens appear after blocks {grown}, but the cache is given back after {list(recover)}")
     style()
     fig = Figure(figsize=(13, 4.6)); ax = fig.add_axes((.01, .01, .98, .9))
     height = lambda n: (n/max(tokens_in))**.5

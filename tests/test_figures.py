@@ -12,8 +12,9 @@ def store(tmp_path):
         for keep in (.1, .5):
             for seed in range(2):
                 (folder := tmp_path/'store'/f'{v}-{keep}-{seed}').mkdir(parents=True)
-                m = dict(dataset='typefaces', image_size=64, backbone='vit', reducer='evit', keep=keep, head=head, cache=cache, at=[3, 6, 9], seed=seed, gmacs=keep,
-                         test_top1=float(rng.uniform(.5, .9)), images_per_second=100., batch_size=8, data_hash='abc', out=str(tmp_path), data_root=str(tmp_path))
+                m = dict(dataset='typefaces', image_size=64, backbone='vit', reducer='evit', keep=keep, head=head, cache=cache, at=[3, 6, 9],
+                         seed=seed, gmacs=keep, test_top1=float(rng.uniform(.5, .9)), images_per_second=100., batch_size=8, data_hash='abc',
+                         out=str(tmp_path), data_root=str(tmp_path))
                 (folder/'metrics.json').write_text(json.dumps(m))
                 (folder/'gradients.csv').write_text('step,max_grad\n' + ''.join(f'{i},{rng.uniform(.1, 2):.3f}\n' for i in range(20)))
     (tmp_path/'store'/'broken').mkdir()
