@@ -53,12 +53,12 @@ def render(
 ) -> Image.Image: # 8-bit greyscale
     "Text in grey on lighter paper: shades, size, place, angle, blur and noise are random. Long words run over the edge."
     ink, paper = round(rng.uniform(0, 50)), round(rng.uniform(215, 255))
-    em, (x, y) = size*rng.uniform(.3, .34), size*(.5 + rng.uniform(-.05, .05, 2))
+    em, (x, y) = size*rng.uniform(.31, .34), size*(.5 + rng.uniform(-.04, .04, 2))
     picture = Image.new('L', (size, size), paper)
     ImageDraw.Draw(picture).text((x, y), text, fill=ink, font=font(name, em), anchor='mm', align='center')
-    picture = picture.rotate(rng.uniform(-4, 4), Image.Resampling.BICUBIC, fillcolor=paper)
-    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, .4)*size/73))
-    noisy = np.asarray(picture) + rng.normal(0, rng.uniform(2, 6), (size, size))
+    picture = picture.rotate(rng.uniform(-3, 3), Image.Resampling.BICUBIC, fillcolor=paper)
+    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, .3)*size/73))
+    noisy = np.asarray(picture) + rng.normal(0, rng.uniform(1, 4), (size, size))
     return Image.fromarray(noisy.clip(0, 255).round().astype(np.uint8))
 
 # %% ../nbs/21_typefaces.ipynb #14337434
