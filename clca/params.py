@@ -6,7 +6,7 @@
 __all__ = ['as_kind', 'injected', 'check_parameters']
 
 # %% ../nbs/24_params.ipynb #4538afd9
-import ast
+import ast, typing
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -86,6 +86,7 @@ def check_parameters(history: list[str], # `In`, the sources of the cells run so
     "Checks the parameters of a notebook, called in the cell after them; raises `ValueError` with one sentence."
     kinds = names.get('__annotations__')
     if not kinds: raise ValueError('no annotated parameters found: call check_parameters(In, globals()) in the cell after them')
+    kinds = {name: eval(kind, vars(typing)) if isinstance(kind, str) else kind for name, kind in kinds.items()}
     _check_names(history, kinds)
     settings = {name: _check_type(name, names[name], kind) for name, kind in kinds.items()}
     names.update(settings)
