@@ -88,6 +88,9 @@ class Journal(L.Callback):
     def state_dict(self): return dict(rows=self.rows, gradients=self.gradients)
     def load_state_dict(self, state): self.rows, self.gradients = state["rows"], state["gradients"]
 
+    def on_fit_start(self, trainer, task):
+        if self.rows and trainer.is_global_zero: self.write(task.recipe)
+
     def on_train_epoch_start(self, trainer, task):
         self.start, self.steps = time.perf_counter(), []
 
@@ -173,6 +176,7 @@ def finish(
     write_atomic(out/"predictions.csv", pd.DataFrame(answers).to_csv(index=False))
     write_atomic(out/"model.safetensors", save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
     write_atomic(out/"config.json", json.dumps(config, indent=1))
+    metrics = {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in metrics.items()}
     write_atomic(out/"metrics.json", json.dumps(metrics, indent=1))
     (out/"last.ckpt").unlink(missing_ok=True)
     return metrics

@@ -49,7 +49,7 @@ def test_killed_in_mid_epoch(whole, tmp_path, capsys):
     assert b['train_seconds'] == pytest.approx(history(out).seconds.sum())
 
 def test_killed_before_the_end_is_written(whole, tmp_path, monkeypatch):
-    "All epochs are done but not the evaluation: nothing is trained again, the result is the same."
+    "All epochs are done but not the evaluation, and the history is not written: nothing is trained again, the result is the same."
     out, write = tmp_path/'run', records.write_atomic
     def refuse(path, content):
         if Path(path).name == 'metrics.json': raise KeyError
@@ -58,6 +58,7 @@ def test_killed_before_the_end_is_written(whole, tmp_path, monkeypatch):
     with pytest.raises(KeyError): train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
     monkeypatch.setattr('clca.training.write_atomic', write)
     before = (out/'history.csv').read_text()
+    (out/'history.csv').unlink()
     train(tiny.model(1), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
     assert (out/'history.csv').read_text() == before and same_bits(whole, out) and not (out/'last.ckpt').exists()
 
