@@ -223,6 +223,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                 'clca/reducers/dpcknn.py'),
                                       'clca.reducers.dpcknn.DPCKNN.forward': ( 'reducers/dpcknn.html#dpcknn.forward',
                                                                                'clca/reducers/dpcknn.py'),
+                                      'clca.reducers.dpcknn.distances': ('reducers/dpcknn.html#distances', 'clca/reducers/dpcknn.py'),
                                       'clca.reducers.dpcknn.dpcknn': ('reducers/dpcknn.html#dpcknn', 'clca/reducers/dpcknn.py'),
                                       'clca.reducers.dpcknn.dpcknn_centres': ( 'reducers/dpcknn.html#dpcknn_centres',
                                                                                'clca/reducers/dpcknn.py')},

@@ -158,6 +158,8 @@ def last_words(
     lines = (out/"train.log").read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "no message"
 
+def _environment(threads): return {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {f"{k}_NUM_THREADS": str(threads) for k in ("OMP", "MKL")}
+
 def run_one(
     run: dict,
     folder: Path, # with the run folders
@@ -172,7 +174,7 @@ def run_one(
         while attempts < 2 and not (out/"metrics.json").exists():
             attempts += 1
             code = subprocess.run(command(run, folder, notebook), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root(), pass_fds=[lock.fileno()],
-                                  env={**os.environ, **{f"{k}_NUM_THREADS": str(threads) for k in ("OMP", "MKL", "OPENBLAS")}}).returncode
+                                  env=_environment(threads)).returncode
             if not (out/"metrics.json").exists(): error = f"exit code {code}, {last_words(out)}"
     done = (out/"metrics.json").exists()
     return dict(name=name, status="done" if done else "failed", attempts=attempts, seconds=time.time() - start, error="" if done else error)
