@@ -77,16 +77,16 @@ def _check_type(name: str, value: Any, kind: Any) -> Any:
     try: return as_kind(value, kind)
     except (TypeError, ValueError, SyntaxError):
         hint = _hint.get(get_origin(kind) or kind, 'pass a value of that type')
-        raise ValueError(f"{name} = {value!r} does not fit its type {kind.__name__ if type(kind) is type else kind}: {hint}") from None
+        wanted = kind.__name__ if type(kind) is type else str(kind).replace('typing.', '')
+        raise ValueError(f'{name} = {value!r} does not fit its type {wanted}: {hint}') from None
 
 # %% ../nbs/24_params.ipynb #19493b9d
 def check_parameters(history: list[str], # `In`, the sources of the cells run so far
                      names: dict,        # `globals()` of the notebook; converted values are written back
                      ) -> dict[str, Any]: # every parameter with its value, ready to be recorded
     "Checks the parameters of a notebook, called in the cell after them; raises `ValueError` with one sentence."
-    kinds = names.get('__annotations__')
+    kinds = {n: eval(k, dict(vars(typing))) if isinstance(k, str) else k for n, k in names.get('__annotations__', {}).items()}
     if not kinds: raise ValueError('no annotated parameters found: call check_parameters(In, globals()) in the cell after them')
-    kinds = {name: eval(kind, vars(typing)) if isinstance(kind, str) else kind for name, kind in kinds.items()}
     _check_names(history, kinds)
     settings = {name: _check_type(name, names[name], kind) for name, kind in kinds.items()}
     names.update(settings)

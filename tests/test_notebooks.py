@@ -57,3 +57,12 @@ def test_make_target(target):
     command = next(line for line in plan.splitlines() if '-m papermill' in line)
     assert f'nbs/{target}.ipynb' in command and '</dev/null' in command
     assert set(re.findall(r'-p (\w+)', command)) <= set(parameters(path))
+
+def test_readme_commands():
+    "Every command of the README names a target or a notebook that exists, and parameters that it has; papermill always gets an output path."
+    text = (ROOT/'README.md').read_text()
+    targets = set(re.findall(r'^\.PHONY: (.*)', (ROOT/'Makefile').read_text(), re.M)[0].split())
+    assert {'train', 'test'} <= set(re.findall(r'(?:^|`)make (\w+)', text, re.M)) <= targets
+    for notebook, out, rest in re.findall(r'papermill (nbs/\w+\.ipynb) (runs/\S+\.ipynb)(.*)', text):
+        assert set(re.findall(r'-p (\w+)', rest)) <= set(parameters(ROOT/notebook))
+    assert text.count('papermill nbs/') == len(re.findall(r'papermill nbs/\w+\.ipynb runs/\S+\.ipynb', text))

@@ -9,7 +9,7 @@ from papermill.cli import papermill
 from clca.params import as_kind
 from helpers import ROOT
 
-PARAMETERS = """keep: float = 0.1 # share of tokens
+PARAMETERS = """keep: "Union[float, list[float]]" = 0.1 # share of tokens
 at: list[int] = [3, 6, 9] # blocks
 cache: bool = True # give back what was pooled
 backbone: str = 'vit_tiny' # timm name
