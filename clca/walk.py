@@ -36,6 +36,7 @@ class Output(NamedTuple):
     kept: list[Tensor] # per stage: source patches [B, m] of what was kept, or for merging methods the token [B, P] every patch went to
     shares: list[Tensor] # per stage: share [B, N, P] of every patch in every token
     decisions: list[Weigh] # per stage: what a learned reducer decided in training
+    share: Tensor | None = None # [B, N, P] share of every patch in every token leaving the last block; only for `trace`
 
 # %% ../nbs/12_walk.ipynb #aaf10df2
 def embed(
@@ -224,7 +225,8 @@ def linear_head(w: Walk) -> Tensor: # [B, C]
     if bb.global_pool == "token": return bb.forward_head(bb.norm(x[:, :w.prefix]))
     if not (w.m.reducing or w.m.cache) or bb.global_pool == "map" and w.s.size is None: return bb.forward_head(bb.norm(x))
     if bb.global_pool == "map": return bb.head(bb.head_drop(bb.fc_norm(map_pooled(w))))
-    return bb.head(bb.head_drop(bb.fc_norm(pooled(bb.norm(x), w.prefix, x.shape[1], w.s.size)[:, 0])))
+    start = 0 if getattr(bb, "pool_include_prefix", False) else w.prefix
+    return bb.head(bb.head_drop(bb.fc_norm(pooled(bb.norm(x), start, x.shape[1], w.s.size)[:, 0])))
 
 # %% ../nbs/12_walk.ipynb #6ef7095b
 def tokens_read(
@@ -257,4 +259,4 @@ def walk(
         if m.cache is not None: cache_step(w, i)
         if i in m.taps: w.read.append(representation(w))
     logits = linear_head(w) if m.head is None else m.head(torch.stack(w.read, 2))
-    return Output(logits, w.s.x, w.tokens_in, w.tokens_out, w.kept, w.shares, w.decisions)
+    return Output(logits, w.s.x, w.tokens_in, w.tokens_out, w.kept, w.shares, w.decisions, w.s.shares)

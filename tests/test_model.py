@@ -1,0 +1,142 @@
+"What PyTorch users do with a model: train, checkpoint, copy, save, distribute, cast, resize."
+import copy, pickle
+import pytest, timm, torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+import clca
+from clca.model import create_model
+from clca.reducers import names
+from clca.restore import restore, spread
+from clca.tracing import survival, trace
+from clca.walk import walk
+
+TINY = dict(embed_dim=32, num_heads=2, depth=4, at=(1, 2))
+each = pytest.mark.parametrize("reducer", names())
+
+def build(reducer="evit", name="vit_tiny_patch16_224", keep=.5, **kw):
+    torch.manual_seed(0)
+    return create_model(name, 3, reducer=reducer, keep=keep, **TINY | dict(image_size=32, patch_size=8) | kw)
+
+def images(*size, n=2): return torch.randn(n, 3, *(size or (32, 32)), generator=torch.manual_seed(1))
+
+def gradients(model, x, seed=2):
+    torch.manual_seed(seed)
+    model.zero_grad()
+    out = model(x, full=True)
+    loss = out.logits.square().sum() + (model.auxiliary_loss(out) if model.has_auxiliary_loss else 0.)
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters()}
+
+@each
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_gradient_checkpointing(reducer, name):
+    model = build(reducer, name, proj_drop_rate=.1, drop_path_rate=.1).train()
+    plain = gradients(model, images())
+    model.backbone.set_grad_checkpointing()
+    again = gradients(model, images())
+    assert all(torch.allclose(plain[n], again[n], atol=1e-6, rtol=1e-4) for n in plain)
+    assert any(not torch.allclose(plain[n], g, atol=1e-6, rtol=1e-4) for n, g in gradients(model, images(), seed=3).items()), "chance has a part in it"
+
+@each
+@torch.no_grad()
+def test_copies(reducer, tmp_path):
+    model, x = build(reducer).eval(), images()
+    logits = model(x)
+    save_file(model.state_dict(), tmp_path/"model.safetensors")
+    other = build(reducer, keep=.5)
+    for p in other.parameters(): p.zero_()
+    other.load_state_dict(load_file(tmp_path/"model.safetensors"))
+    for m in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), other.eval()): assert torch.equal(m(x), logits)
+    with torch.inference_mode(): assert torch.equal(model(x), logits)
+    assert torch.allclose(model(x.to(memory_format=torch.channels_last)), logits, atol=1e-6)
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('ddp')/'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+FAMILIES = dict(vit_tiny_patch16_224={}, vit_base_patch16_siglip_224={}, vit_small_patch16_dinov3={}, deit_tiny_distilled_patch16_224={}, vit_base_patch16_gap_224={})
+
+@each
+@pytest.mark.parametrize("head", ["cla", "linear", "ifa", "cla_last"])
+def test_distributed(reducer, head, group):
+    model = DistributedDataParallel(build(reducer, head=head).train())
+    for _ in range(2):
+        out = model(images(), full=True)
+        (out.logits.sum() + (model.module.auxiliary_loss(out) if model.module.has_auxiliary_loss else 0.)).backward()
+
+@each
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_learns(reducer, name):
+    for head in ("cla", "linear"):
+        for cache in (True, False):
+            assert not [n for n, g in gradients(build(reducer, name, head=head, cache=cache).train(), images()).items() if g is None]
+
+@each
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision(reducer, name, dtype):
+    model, x = build(reducer, name).train(), images()
+    with torch.autocast("cpu", dtype): grads = gradients(model, x)
+    assert all(g.isfinite().all() for g in grads.values())
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype): assert model.eval()(x).isfinite().all()
+        out = model.to(dtype)(x.to(dtype))
+        assert out.dtype == dtype and out.isfinite().all()
+
+@pytest.mark.parametrize("patch,size", [(8, (32, 32)), (14, (56, 28)), (16, (32, 64)), (32, (64, 128))])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+@torch.no_grad()
+def test_sizes(name, patch, size):
+    grid = tuple(s // patch for s in size)
+    for reducer in ("topk", "tome", "ats"):
+        model = build(reducer, name, image_size=size, patch_size=patch).eval()
+        t = trace(model, images(*size))
+        assert all(s.shape == (2, *grid) for s in survival(t, grid)) and restore(model, images(*size)).shape == (2, 32, *grid)
+    plain = build("none", name, image_size=size, patch_size=patch, head="linear", cache=False).eval()
+    own = timm.create_model(name, num_classes=3, img_size=size, patch_size=patch, embed_dim=32, num_heads=2, depth=4).eval()
+    own.load_state_dict(plain.backbone.state_dict())
+    assert torch.equal(plain(images(*size)), own(images(*size)))
+    assert torch.allclose(walk(plain, images(*size)).logits, own(images(*size)), atol=1e-5)
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@torch.no_grad()
+def test_any_size(name):
+    "A model with `dynamic_img_size` takes images of another size than it was made for."
+    x = images(16, 48)
+    for reducer in names():
+        model = build(reducer, name, dynamic_img_size=True).eval()
+        assert model(x).isfinite().all() and restore(model, x).shape == (2, 32, 2, 6)
+    plain = build("none", name, dynamic_img_size=True, head="linear", cache=False).eval()
+    assert torch.allclose(walk(plain, x).logits, plain.backbone(x), atol=1e-5)
+
+def test_another_size_is_refused():
+    with pytest.raises(AssertionError, match="Input height"): build()(images(40, 40))
+
+@torch.no_grad()
+def test_features():
+    plain, model = build("none", head="linear", cache=False).eval(), build("tome").eval()
+    assert torch.allclose(plain.forward_features(images()), plain.backbone.forward_features(images()), atol=1e-5)
+    assert torch.equal(model.forward_features(images()), model(images(), full=True).tokens)
+    with pytest.raises(NotImplementedError, match="clca.restore"): model.forward_intermediates(images())
+
+@each
+@torch.no_grad()
+def test_restore(reducer):
+    whole = build(reducer, keep=1., head="linear", cache=False).eval()
+    own = whole.backbone.forward_intermediates(images(), indices=1, norm=True, intermediates_only=True)[0]
+    assert torch.allclose(restore(whole, images()), own, atol=1e-5), "nothing reduced, nothing changed"
+    for cache in (True, False):
+        share = walk(build(reducer, cache=cache).eval(), images(), record=True).share
+        flat = spread(torch.ones(*share.shape[:2], 4), share)
+        if reducer in ("none", "tome", "dpcknn", "sit", "patchmerger"): assert torch.allclose(flat, torch.ones(2, 16, 4))
+        else: assert ((flat - 1).abs() < 1e-5).logical_or(flat == 0).all()
+
+@torch.no_grad()
+def test_kept_patches_return_to_their_place():
+    model, x = build("topk", cache=False).eval(), images()
+    out = walk(model, x, record=True)
+    maps = restore(model, x).flatten(2).transpose(1, 2)
+    for b, kept in enumerate(out.kept[-1]): assert torch.allclose(maps[b, kept], out.tokens[b, 1:], atol=1e-6)
