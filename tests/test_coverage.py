@@ -1,0 +1,99 @@
+"Every flat ViT of timm: bit-equal to timm when nothing is reduced, and reducible; or refused by name."
+import copy, math
+import pandas as pd, pytest, timm, torch
+from torch import nn
+from clca.coverage import coverage, coverage_file, kinds, on_meta
+from clca.model import TokenReducedViT, create_model
+from clca.reducers import names
+from clca.reducers.base import Reducer
+from clca.tokens import Merge, Select
+from clca.walk import walk
+
+TABLE = kinds(pd.read_csv(coverage_file(), keep_default_na=False))
+SUPPORTED, REFUSED = TABLE[TABLE.reason == ""], TABLE[TABLE.reason != ""]
+
+def test_the_table_is_what_timm_has():
+    now, then = coverage(), pd.read_csv(coverage_file(), keep_default_na=False)
+    pd.testing.assert_frame_equal(now, then)
+    assert len(now) >= 285 and now.name.is_unique
+
+@pytest.mark.parametrize("name", REFUSED.example)
+def test_refused_by_name(name):
+    row = TABLE.set_index("example").loc[name]
+    part = next(p for p in (row.attention, row.block, row.family) if p in row.reason)
+    with torch.device("meta"), pytest.raises(TypeError, match=part): create_model(name, 7, depth=2)
+
+def randomise(model: nn.Module) -> nn.Module:
+    "Weights at which every part matters: factors from U(.5, 1.5), matrices that keep the size of what they see."
+    torch.manual_seed(0)
+    for n, p in model.named_parameters():
+        with torch.no_grad():
+            if "token" in n or "pos_embed" in n: p.normal_(std=.5)
+            elif p.dim() == 1: p.normal_(std=.1) if n.endswith("bias") else p.uniform_(.5, 1.5)
+            elif p[0].numel(): p.normal_(std=p[0].numel() ** -.5)
+    return model.eval()
+
+def tiny(name: str, **options) -> tuple[nn.Module, torch.Tensor]:
+    "A small model of the same make, where its size can be chosen, and images on which it has a grid that is not square."
+    meta = on_meta(name)
+    ratio, kv = meta.patch_embed.feat_ratio(as_scalar=False), any(getattr(b.attn, "num_kv_groups", 1) > 1 for b in meta.blocks)
+    size = tuple(r * n for r, n in zip(ratio, (4, 5)))
+    if "sapiens2" in name: options["num_kv_heads"] = (2, 1, 1, 2)
+    for dims in (dict(embed_dim=64, num_heads=2), {}):
+        try: model = timm.create_model(name, num_classes=5, img_size=size, depth=4, **dims, **options)
+        except (TypeError, AssertionError, ValueError): continue
+        assert not kv or any(b.attn.num_kv_groups > 1 for b in model.blocks)
+        return randomise(model), torch.randn(2, 3, *size)
+
+class Shuffle(Reducer):
+    "Puts the candidates in another order: nothing that depends on a token's place in the sequence may be left."
+    merge = False
+    def forward(self, view):
+        idx = torch.stack([torch.randperm(view.n) for _ in view.x])
+        return Merge(idx.argsort(1), view.x.new_ones(view.x.shape[0], view.n), idx) if self.merge else Select(idx)
+
+class MergeShuffle(Shuffle): merge = True
+
+def near(a, b): return torch.allclose(a, b, rtol=0, atol=1e-5 * max(1, b.abs().max().item()))
+
+@pytest.mark.parametrize("name", SUPPORTED.example)
+def test_reducible(name): check(*tiny(name))
+
+OPTIONS = [dict(global_pool="avg"), dict(global_pool="avg", pool_include_prefix=True), dict(global_pool="map", class_token=False), dict(pos_embed="none"),
+           dict(qk_norm=True, scale_attn_norm=True, qkv_bias=False, proj_bias=False), dict(dynamic_img_size=True)]
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(o))
+def test_options(options): check(*tiny("vit_base_patch14_reg4_dinov2", **options))
+
+@torch.no_grad()
+def check(vit, images):
+    "Equal to timm when nothing is reduced or tokens only change places; finite, with the right number of tokens and images for themselves, when reduced."
+    logits = vit(images)
+    plain = TokenReducedViT(copy.deepcopy(vit), 5, keep=1., head="linear", cache=False, at=(1, 2))
+    assert torch.equal(plain.eval()(images), logits)
+    assert near(walk(plain, images).logits, logits) and near(walk(plain, images, record=True).logits, logits)
+    for shuffle in (Shuffle, MergeShuffle):
+        plain.stages[0], plain.method = shuffle(vit.embed_dim, plain.stages[0].stage, 20), shuffle
+        assert near(plain(images), logits), shuffle.__name__
+    small = sum(p.numel() for p in vit.parameters()) < 1e6
+    for reducer in names() if small else ("evit", "ats"): reduces(vit, images, reducer)
+
+def reduces(vit, images, reducer):
+    torch.manual_seed(0)
+    model = TokenReducedViT(copy.deepcopy(vit), 5, reducer=reducer, keep=.5, at=(1, 2)).eval()
+    assert torch.isfinite(out := model(images)).all() and out.shape == (2, 5)
+    t = walk(model, images, record=True)
+    assert near(t.logits, out) and near(model(images[1:]), out[1:]), f"{reducer}: an image is seen by its neighbour"
+    if reducer != "ats": assert t.tokens_out == tokens_out(model, reducer)
+
+KEPT = dict(none=lambda n, s: n, topk=lambda n, s: math.ceil(n / 2), evit=lambda n, s: math.ceil(n / 2) + 1, dyvit=lambda n, s: (n - 1) // 2,
+            tome=lambda n, s: n - min(10 >> s, n // 2), **dict.fromkeys(("dpcknn", "sit", "patchmerger"), lambda n, s: 10 >> s))
+
+def tokens_out(model, reducer):
+    "20 patches and a register of the cache; blocks 1 and 2 reduce, then a pooled token and a register come back."
+    N, tail = 20 + model.backbone.num_prefix_tokens + 1, int(model.method.protects_cache)
+    out = [N]
+    for s in range(2):
+        out.append(model.lo + KEPT[reducer](N - model.lo - tail, s) + tail)
+        N, tail = out[-1] + 2, tail + 2 * model.method.protects_cache
+    return out + [N]
