@@ -44,8 +44,9 @@ def unique(
     "Each sampled candidate once, in rising order, padding at the end."
     ids = ids.sort(1).values
     first = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:] != ids[:, :-1]], 1)
-    order = (~first).byte().sort(stable=True, dim=1).indices
-    ids, valid = ids.gather(1, order), first.gather(1, order)
+    last = torch.iinfo(ids.dtype).max
+    ids = ids.masked_fill(~first, last).sort(1).values
+    valid = ids < last
     if trim and not torch.compiler.is_compiling(): ids, valid = (t[:, :int(valid.sum(1).max())] for t in (ids, valid))
     return Select(ids.masked_fill(~valid, pad), valid)
 
@@ -78,5 +79,5 @@ def published_ats(
     if valid is not None: cdf = cdf + .1 * ~valid
     points = grid(k, cdf).to(cdf.dtype)
     if len(points) == 0: return Select(score.new_zeros(len(score), 0, dtype=torch.long), score.new_zeros(len(score), 0, dtype=torch.bool))
-    ids = torch.cdist(points[None, :, None].expand(len(cdf), -1, -1), cdf.unsqueeze(2)).argmin(2)
+    ids = torch.cdist(points[None, :, None].expand(cdf.shape[0], -1, -1), cdf.unsqueeze(2)).argmin(2)
     return unique(ids, pad=-1)
