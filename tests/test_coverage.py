@@ -39,7 +39,7 @@ def tiny(name: str, **options) -> tuple[nn.Module, torch.Tensor]:
     ratio, kv = meta.patch_embed.feat_ratio(as_scalar=False), any(getattr(b.attn, "num_kv_groups", 1) > 1 for b in meta.blocks)
     size = tuple(r * n for r, n in zip(ratio, (4, 5)))
     if "sapiens2" in name: options["num_kv_heads"] = (2, 1, 1, 2)
-    for dims in (dict(embed_dim=64, num_heads=2), {}):
+    for dims in (dict(embed_dim=64, num_heads=2), dict(embed_dim=96, num_heads=2), {}):
         try: model = timm.create_model(name, num_classes=5, img_size=size, depth=4, **dims, **options)
         except (TypeError, AssertionError, ValueError): continue
         assert not kv or any(b.attn.num_kv_groups > 1 for b in model.blocks)
