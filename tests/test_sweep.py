@@ -1,0 +1,122 @@
+"Sweeps: what is planned, what is skipped, what happens to runs that fail or are killed, and what a learning rate is chosen by."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat, pytest
+
+from clca import ablation, sweep
+from clca.ablation import PRESETS, choose_lr, collect_sweep, effects, preset_axes, search_lr, sweep_runs, trials
+from clca.runs import load_runs
+from clca.sweep import canonical, check_runs, finished, forecast, grid, plan, run_all, run_name, run_one, settings_of
+from helpers import ROOT
+
+TRAIN = ROOT/'nbs'/'train.ipynb'
+
+def record(run, folder, **more):
+    out = Path(folder)/run_name(run); out.mkdir(parents=True, exist_ok=True)
+    (out/'metrics.json').write_text(json.dumps({**run, 'test_top1': .5, 'val_top1': .5, 'train_seconds': 60, **more}))
+
+def notebook(path, body):
+    "Takes seed, lr and out, and does `body`."
+    kernel = dict(name='python3', display_name='python3', language='python')
+    first = nbformat.v4.new_code_cell('seed: int = 0 # seed\nlr: float = .1 # rate\nout: str = "" # folder', metadata=dict(tags=['parameters']))
+    write = 'import json, os, pathlib, time\nout = pathlib.Path(out)\ndef done(**k): (out/"metrics.json").write_text(json.dumps(dict(seed=seed, lr=lr, test_top1=.5, val_top1=.5) | k))'
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(write), nbformat.v4.new_code_cell(body)], metadata=dict(kernelspec=kernel)), path)
+    return path
+
+@pytest.mark.parametrize('name, count', dict(smoke=2, small=18, evidence=72, paper=2025).items())
+def test_presets(name, count):
+    "Their sizes; every run has a folder of its own, and only parameters that train.ipynb has."
+    runs = grid(**preset_axes(name)[0])
+    assert len(runs) == len({run_name(r) for r in runs}) == count
+    import papermill
+    assert {k for r in runs for k in r} <= papermill.inspect_notebook(str(TRAIN)).keys()
+    assert all((r['keep'] == 1) == (r['reducer'] == 'none') for r in runs)
+
+def test_paper_preset(tmp_path):
+    runs = grid(**preset_axes('paper')[0])
+    assert [len({json.dumps(r[k]) for r in runs}) for k in ('backbone', 'data_root', 'keep', 'seed')] == [9, 5, 5, 3]
+    assert '2025 runs, 0 are done, 2025 to do, 8 at a time: duration unknown' in forecast(plan(runs, tmp_path), 8)
+
+def test_evidence_has_all_methods_first():
+    runs = grid(**preset_axes('evidence')[0])
+    assert {r['seed'] for r in runs[:24]} == {0} and len({(r['keep'], r['head'], r['cache']) for r in runs[:24]}) == 24
+
+def test_dependent_axes():
+    assert len(grid(reducer=['evit', 'topk', 'none'], keep=[1., .5])) == 3
+    assert len(grid(variant=['base', 'clc'], keep=.5, num_clr=[0, 1, 2], gap=[True, False])) == 1 + 5
+    assert grid(variant='cla', keep=.5, num_clr=4)[0]['num_clr'] == 1
+    assert canonical(dict(reducer='none', keep=.5)) is None
+    assert settings_of('cla_last+clc') == dict(head='cla_last', cache=True)
+    assert grid(at=[[3, 6, 9], [2, 5, 8]])[1]['at'] == [2, 5, 8]
+
+def test_what_is_done(tmp_path):
+    "Half-written records are to do; records of other parameters stop the sweep; lists and dictionaries agree with themselves."
+    runs = grid(reducer='evit', keep=[.5, .1], at=[[3, 6, 9]], backbone_kwargs=dict(embed_dim=64), variant='clca', seed=[0, 1])
+    record(runs[0], tmp_path)
+    (tmp_path/run_name(runs[1])).mkdir(); (tmp_path/run_name(runs[1])/'metrics.json').write_text('{"test_top1": ')
+    assert plan(runs, tmp_path).done.tolist() == [True, False, False, False]
+    record(runs[2], tmp_path, at=[3, 6])
+    with pytest.raises(ValueError, match='holds a run with at'): plan(runs, tmp_path)
+
+@pytest.mark.parametrize('axes, message', [(dict(kep=.1), 'no parameter kep'), (dict(lr=0.), 'lr = 0.0 is out of range'), (dict(keep=1.5), 'keep'),
+    (dict(keep=.5, reducer='evitt'), "evit"), (dict(keep=.5, reducer='none'), 'no runs'), (dict(dataset='folder', data_root='nowhere'), 'nowhere'),
+    (dict(at=[[3, 99]]), '99')])
+def test_mistakes_are_found_first(axes, message):
+    base = dict(backbone='vit_tiny_patch16_224', backbone_kwargs=dict(embed_dim=32, num_heads=1), image_size=32, images_per_class=2)
+    with pytest.raises(ValueError, match=message): check_runs(grid(**{**base, 'keep': .5, 'reducer': 'evit'} | axes), TRAIN)
+
+def test_failures_are_retried_and_reported(tmp_path):
+    "Seed 0 fails once, seed 1 always, seed 2 never; the second sweep has one run to do."
+    nb = notebook(tmp_path/'nb.ipynb', 'first = not (out/"tried").exists()\n(out/"tried").touch()\nassert seed != 1, "never"\nassert seed or not first\ndone()')
+    runs = grid(seed=[0, 1, 2])
+    result = run_all(plan(runs, tmp_path/'runs'), tmp_path/'runs', nb, workers=3).set_index('name')
+    rows = [result.loc[run_name(r)] for r in runs]
+    assert [(r.status, r.attempts) for r in rows] == [('done', 2), ('failed', 2), ('done', 1)]
+    assert 'AssertionError: never' in rows[1].error and not rows[0].error
+    assert plan(runs, tmp_path/'runs').done.tolist() == [True, False, True]
+
+def test_killed_and_started_again(tmp_path):
+    "kill -9 of a sweep: its run lives on, and a second sweep waits for it instead of making it again."
+    nb = notebook(tmp_path/'nb.ipynb', 'print(1, file=open(out/"starts", "a"))\ntime.sleep(5)\ndone()')
+    code = f'from clca.sweep import *; run_one(dict(seed=0), {str(tmp_path)!r}, {str(nb)!r})'
+    child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT)
+    starts, until = tmp_path/run_name(dict(seed=0))/'starts', time.time() + 100
+    while not starts.exists() and time.time() < until: time.sleep(.1)
+    os.kill(child.pid, signal.SIGKILL); child.wait()
+    assert not finished(dict(seed=0), tmp_path)
+    result = run_one(dict(seed=0), tmp_path, nb)
+    assert result['status'] == 'done' and starts.read_text() == '1\n'
+
+def test_rates_are_chosen_on_validation(tmp_path, monkeypatch):
+    "The test split of every trial says the opposite, and not one record's test accuracy is read."
+    runs = grid(reducer='evit', keep=[1., .5, .1], variant=['base', 'clca'], seed=[3, 4])
+    tries = trials(runs, [.1, .2], keeps=[.1])
+    assert {t['seed'] for t in tries} == {3} and len(tries) == 4
+    for t in tries: record(t, tmp_path, val_top1=t['lr'] if t['cache'] else -t['lr'], test_top1=1 - t['lr'] if t['cache'] else t['lr'])
+    monkeypatch.setattr(ablation, 'run_all', lambda *a, **k: None)
+    real = ablation.finished
+    class NoTest(dict):
+        def __getitem__(self, k): assert 'test' not in k; return super().__getitem__(k)
+    monkeypatch.setattr(ablation, 'finished', lambda *a: NoTest(m) if (m := real(*a)) else None)
+    found = search_lr(runs, [.1, .2], tmp_path, TRAIN, keeps=[.1])
+    assert {(r['cache'], r['lr']) for r in found} == {(True, .2), (False, .1)} and len(found) == len(runs)
+    assert {run_name(t) for t in tries} & {run_name(r) for r in found}
+
+def test_nearest_keep_and_own_reducer():
+    runs = grid(reducer=['evit', 'topk'], keep=[1., .5, .1], variant='base', seed=0)
+    tried = [(t, t['lr'] if t['keep'] == .1 and t['reducer'] == 'evit' else -t['lr']) for t in trials(runs, [.1, .2], keeps=[.1, 1.])]
+    chosen = {(r['reducer'], r['keep']): r['lr'] for r in choose_lr(runs, tried)}
+    assert chosen == {('none', 1.): .1, ('evit', .5): .1, ('evit', .1): .2, ('topk', .5): .1, ('topk', .1): .1}
+
+def test_collected_records(tmp_path):
+    runs = grid(reducer='evit', keep=[.5, .1], variant=['cla', 'clca'], seed=[0, 1], lr=.1)
+    for r in runs + trials(runs, [.3]):
+        record(r, tmp_path/'runs', test_top1=.5 + .1*r['cache'])
+        for name in ('history', 'gradients'): (tmp_path/'runs'/run_name(r)/f'{name}.csv').write_text('step,max_grad\n0,1.5\n')
+    out = collect_sweep(runs, tmp_path/'runs', tmp_path/'kept'/'mine.jsonl')
+    assert set(load_runs(out).run_id) == set(map(run_name, runs)) and str(tmp_path) not in out.read_text()
+    assert len(out.with_suffix('.history.csv').read_text().splitlines()) == 1 + 8 and len(out.with_suffix('.gradients.csv').read_text().splitlines()) == 1 + 4
+    df, pair = sweep_runs(runs, tmp_path/'runs')
+    table = effects(df, pair)
+    assert table['mean'].round(6).tolist() == [10.]*3 and table.keep.tolist() == [.1, .5, 'all']
