@@ -37,7 +37,7 @@ def lr_factor(
 @dataclass(frozen=True)
 class Recipe:
     "How to train: AdamW, warm-up and cosine, cross-entropy."
-    epochs: int = 8
+    epochs: int = 10
     batch_size: int = 32 # images a step, over all devices
     lr: float = 1e-3 # peak
     weight_decay: float = 0.05
@@ -49,6 +49,7 @@ class Recipe:
     devices: int = 1 # GPUs (or processes on CPU)
     workers: int = 0 # processes that load images
     log_gradients: bool = False # the largest gradient of every step, in gradients.csv
+    teacher: str = "" # finished run without reduction, for DynamicViT to learn from; empty: none
 
     def __post_init__(self):
         ok = dict(epochs=self.epochs >= 1, batch_size=self.batch_size >= 2, lr=self.lr > 0, weight_decay=self.weight_decay >= 0,

@@ -21,9 +21,11 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 from .evaluation import predict, resolve_precision, scores
+from .paths import root
 from .recipe import Recipe, lr_factor, param_groups, seed_epoch, train_loader
 from .cost import macs
 from .records import AtomicIO, claim_folder, peak_memory, provenance, write_atomic
+from .teacher import Teacher
 
 # %% ../nbs/30_training.ipynb #8013d388
 class Classifier(L.LightningModule):
@@ -37,6 +39,7 @@ class Classifier(L.LightningModule):
         super().__init__(); self.model, self.data, self.recipe, self.fused = model, data, recipe, precision != "16-mixed"
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.val_top1 = MulticlassAccuracy(len(data.classes), average="micro")
+        self.teacher = Teacher(root()/recipe.teacher, model) if recipe.teacher else None
 
     def train_dataloader(self):
         done = self.trainer.fit_loop.epoch_progress.current
@@ -48,6 +51,7 @@ class Classifier(L.LightningModule):
         else: logits = self.model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         if extra: loss = loss + self.model.auxiliary_loss(out)
+        if self.teacher: loss = loss + self.teacher(images, out)
         self.train_loss.update(loss.detach(), len(labels))
         return loss
 

@@ -1,12 +1,14 @@
 "DynamicViT in training, against the rules of the published code written down once more with plain operations."
 import math
+from dataclasses import replace
 import numpy as np, pytest, torch, torch.nn.functional as F
-from clca.checkpoints import to_reference_state
+from clca.checkpoints import load_checkpoint, to_reference_state
 from clca.model import create_model
 from clca.reducers.base import View
 from clca.reducers.dyvit import DynamicViT, Predictor, distillation_loss, policy_softmax, ratio_loss
 from clca.schedule import stages
 from clca.tokens import Weigh
+from clca.training import train
 
 def draw(*shape): return torch.randn(*shape, generator=torch.manual_seed(3), dtype=torch.float64)
 
@@ -147,3 +149,18 @@ def test_distillation_by_hand():
     error = ((norm(t) - norm(tt)) ** 2).mean(-1)
     want = .5 * kl + .5 * np.mean([error[0, 0], error[0, 2], error[1, 1]])
     assert distillation_loss(z, t, zt, tt, kept).item() == pytest.approx(want)
+
+def test_a_teacher_in_training(tmp_path):
+    "A run without reduction teaches a run of DynamicViT: another result than without, and the teacher stays as it was."
+    from tiny import RECIPE, data
+    build = dict(backbone="deit_tiny_patch16_224", num_classes=3, image_size=16, patch_size=4, embed_dim=16, num_heads=2, depth=4, at=[1, 2], keep=.5)
+    recipe = replace(RECIPE, epochs=1, log_gradients=False)
+    def run(name, reducer, **kw):
+        torch.manual_seed(0)
+        train(create_model(**build, reducer=reducer), data(), tmp_path/name, replace(recipe, **kw), {}, build | dict(reducer=reducer))
+        return load_checkpoint(tmp_path/name).state_dict()
+    before = run("teacher", "none")
+    alone, taught = run("alone", "dyvit"), run("taught", "dyvit", teacher=str(tmp_path/"teacher"))
+    assert any(not torch.equal(alone[n], taught[n]) for n in alone) and set(alone) == set(taught)
+    assert all(torch.equal(t, before[n]) for n, t in load_checkpoint(tmp_path/"teacher").state_dict().items())
+    with pytest.raises(ValueError, match="dyvit"): run("wrong", "topk", teacher=str(tmp_path/"teacher"))
