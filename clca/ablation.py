@@ -71,8 +71,8 @@ PRESETS = dict(
                keep=[.1, .25], variant=["base", "cla", "clca"]),
     evidence=dict(_TINY, backbone_kwargs=_vit(64), image_size=48, images_per_class=100, epochs=4, lr=3e-3, log_gradients=True, seed=[0, 1, 2],
                   keep=[.1, 1., .25, .5], variant=["base", "clca", "cla", "cla_last", "clc", "ifa"], lr_search=[1e-3, 3e-3, 6e-3], lr_keeps=[.1]),
-    paper=dict(dataset="folder", data_root=[f"data/downloads/{d}" for d in ("cotton", "soyageing", "soygene", "soyglobal", "soylocal")], backbone=_VITS,
-               pretrained=True, image_size=448, batch_size=32, epochs=50, warmup_epochs=2, clip_grad=0., lr=1e-4, reducer=["evit"],
+    paper=dict(dataset="folder", data_root=[f"data/downloads/{d}" for d in ("cotton", "soyageing", "soygene", "soyglobal", "soylocal")],
+               backbone=_VITS, pretrained=True, image_size=448, batch_size=32, epochs=50, warmup_epochs=2, clip_grad=0., lr=1e-4, reducer=["evit"],
                variant=["base", "cla", "clca"], keep=[.1, .25, .5, .7, 1.], seed=[1, 10, 100]))
 
 # %% ../nbs/32_ablation.ipynb #8e653ed3
@@ -113,8 +113,8 @@ def sweep_runs(
     df = df[df.run_id.isin(names)].reset_index(drop=True)
     if df.empty: raise ValueError(f"none of {len(names)} runs in {folder} is finished: their train.log says why")
     several = lambda k: len({json.dumps(r.get(k), sort_keys=True) for r in runs}) > 1
-    own = {"head", "cache", "num_clr", "gap", "recover_last", "lr", "keep"}
-    return df.assign(accuracy=100*df.test_top1), ["seed", *sorted(k for k in {k for r in runs for k in r} - own - {"seed", "reducer"} if several(k)), "reducer"]
+    others = {k for r in runs for k in r} - {"head", "cache", "num_clr", "gap", "recover_last", "lr", "keep", "seed", "reducer"}
+    return df.assign(accuracy=100*df.test_top1), ["seed", *sorted(filter(several, others)), "reducer"]
 
 def score_table(
     df: pd.DataFrame, # from `sweep_runs`

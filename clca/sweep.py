@@ -99,7 +99,7 @@ def work(
 ) -> float: # 10⁹ multiply-accumulates of all forward passes in training; nan if the number of images is not known
     "How much there is to compute in a run on typefaces."
     if run.get("dataset", "typefaces") != "typefaces" or not {"backbone", "epochs", "images_per_class"} <= run.keys(): return math.nan
-    return _gmacs(json.dumps({k: run[k] for k in _MODEL if k in run}, sort_keys=True))*run["epochs"]*run["images_per_class"]*22
+    return _gmacs(json.dumps({k: run[k] for k in _MODEL if k in run}, sort_keys=True)) * run["epochs"] * run["images_per_class"] * 22
 
 # %% ../nbs/31_sweep.ipynb #af62dd67
 def estimate(
@@ -132,8 +132,10 @@ def forecast(
     "How many runs there are and how long they take, in one sentence."
     todo = table[~table.done]; known = todo.seconds.dropna()
     minutes = known.sum()/60/workers*len(todo)/max(1, len(known))
-    time = "duration unknown until some have run" if len(todo) and known.empty else f"about {max(1, round(minutes))} minutes" if minutes < 600 else f"about {minutes/60:.0f} hours"
-    return f"{len(table)} runs, {table.done.sum()} are done" + (f", {len(todo)} to do, {min(workers, len(todo))} at a time: {time}." if len(todo) else ".")
+    time = f"about {max(1, round(minutes))} minutes" if minutes < 600 else f"about {minutes/60:.0f} hours"
+    if known.empty: time = "duration unknown until some have run"
+    rest = f", {len(todo)} to do, {min(workers, len(todo))} at a time: {time}" if len(todo) else ""
+    return f"{len(table)} runs, {table.done.sum()} are done{rest}."
 
 # %% ../nbs/31_sweep.ipynb #56b2d128
 def command(
@@ -143,8 +145,8 @@ def command(
 ) -> list[str]: # as `subprocess` takes it; `shlex.join` makes the line for a shell
     "The one command that makes a run, for us as for any workflow engine."
     out = Path(folder)/run_name(run)
-    return [sys.executable, "-m", "papermill", str(notebook), str(out/"train.ipynb"), "-y", json.dumps(run, sort_keys=True), "-r", "out", str(out),
-            "-k", "python3", "--log-output", "--no-progress-bar", "--start-timeout", "180"]
+    return [sys.executable, "-m", "papermill", str(notebook), str(out/"train.ipynb"), "-y", json.dumps(run, sort_keys=True),
+            "-r", "out", str(out), "-k", "python3", "--log-output", "--no-progress-bar", "--start-timeout", "180"]
 
 # %% ../nbs/31_sweep.ipynb #b8392cf0
 def last_words(
@@ -173,8 +175,8 @@ def run_one(
         fcntl.flock(lock, fcntl.LOCK_EX)
         while attempts < 2 and not (out/"metrics.json").exists():
             attempts += 1
-            code = subprocess.run(command(run, folder, notebook), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root(), pass_fds=[lock.fileno()],
-                                  env=_environment(threads)).returncode
+            code = subprocess.run(command(run, folder, notebook), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root(),
+                                  pass_fds=[lock.fileno()], env=_environment(threads)).returncode
             if not (out/"metrics.json").exists(): error = f"exit code {code}, {last_words(out)}"
     done = (out/"metrics.json").exists()
     return dict(name=name, status="done" if done else "failed", attempts=attempts, seconds=time.time() - start, error="" if done else error)

@@ -2,10 +2,10 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
-import nbformat, pytest
+import nbformat, papermill, pytest
 
-from clca import ablation, sweep
-from clca.ablation import PRESETS, choose_lr, collect_sweep, effects, preset_axes, search_lr, sweep_runs, trials
+from clca import ablation
+from clca.ablation import choose_lr, collect_sweep, effects, preset_axes, search_lr, sweep_runs, trials
 from clca.runs import load_runs
 from clca.sweep import canonical, check_runs, finished, forecast, grid, plan, run_all, run_name, run_one, settings_of
 from helpers import ROOT
@@ -20,8 +20,10 @@ def notebook(path, body):
     "Takes seed, lr and out, and does `body`."
     kernel = dict(name='python3', display_name='python3', language='python')
     first = nbformat.v4.new_code_cell('seed: int = 0 # seed\nlr: float = .1 # rate\nout: str = "" # folder', metadata=dict(tags=['parameters']))
-    write = 'import json, os, pathlib, time\nout = pathlib.Path(out)\ndef done(**k): (out/"metrics.json").write_text(json.dumps(dict(seed=seed, lr=lr, test_top1=.5, val_top1=.5) | k))'
-    nbformat.write(nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(write), nbformat.v4.new_code_cell(body)], metadata=dict(kernelspec=kernel)), path)
+    write = ('import json, pathlib, time\nout = pathlib.Path(out)\n'
+             'def done(): (out/"metrics.json").write_text(json.dumps(dict(seed=seed, lr=lr, test_top1=.5, val_top1=.5)))')
+    cells = [first, *map(nbformat.v4.new_code_cell, (write, body))]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), path)
     return path
 
 @pytest.mark.parametrize('name, count', dict(smoke=2, small=18, evidence=72, paper=2025).items())
@@ -29,7 +31,6 @@ def test_presets(name, count):
     "Their sizes; every run has a folder of its own, and only parameters that train.ipynb has."
     runs = grid(**preset_axes(name)[0])
     assert len(runs) == len({run_name(r) for r in runs}) == count
-    import papermill
     assert {k for r in runs for k in r} <= papermill.inspect_notebook(str(TRAIN)).keys()
     assert all((r['keep'] == 1) == (r['reducer'] == 'none') for r in runs)
 
@@ -68,7 +69,8 @@ def test_mistakes_are_found_first(axes, message):
 
 def test_failures_are_retried_and_reported(tmp_path):
     "Seed 0 fails once, seed 1 always, seed 2 never; the second sweep has one run to do."
-    nb = notebook(tmp_path/'nb.ipynb', 'first = not (out/"tried").exists()\n(out/"tried").touch()\nassert seed != 1, "never"\nassert seed or not first\ndone()')
+    nb = notebook(tmp_path/'nb.ipynb', 'first = not (out/"tried").exists()\n(out/"tried").touch()\n'
+                                       'assert seed != 1, "never"\nassert seed or not first\ndone()')
     runs = grid(seed=[0, 1, 2])
     result = run_all(plan(runs, tmp_path/'runs'), tmp_path/'runs', nb, workers=3).set_index('name')
     rows = [result.loc[run_name(r)] for r in runs]
@@ -116,7 +118,8 @@ def test_collected_records(tmp_path):
         for name in ('history', 'gradients'): (tmp_path/'runs'/run_name(r)/f'{name}.csv').write_text('step,max_grad\n0,1.5\n')
     out = collect_sweep(runs, tmp_path/'runs', tmp_path/'kept'/'mine.jsonl')
     assert set(load_runs(out).run_id) == set(map(run_name, runs)) and str(tmp_path) not in out.read_text()
-    assert len(out.with_suffix('.history.csv').read_text().splitlines()) == 1 + 8 and len(out.with_suffix('.gradients.csv').read_text().splitlines()) == 1 + 4
+    rows = lambda name: len(out.with_suffix(f'.{name}.csv').read_text().splitlines()) - 1
+    assert (rows('history'), rows('gradients')) == (8, 4)
     df, pair = sweep_runs(runs, tmp_path/'runs')
     table = effects(df, pair)
     assert table['mean'].round(6).tolist() == [10.]*3 and table.keep.tolist() == [.1, .5, 'all']
