@@ -19,7 +19,7 @@ def start(values: str, out) -> dict:
 
 @pytest.mark.parametrize('values, message', [
     ('kep = 0.1', "'kep' is no parameter of this notebook; did you mean 'keep'"),
-    ('keep = "a lot"', r"keep = 'a lot' does not fit its type float \| list\[float\]"),
+    ('keep = "a lot"', r"keep = 'a lot' does not fit its type"),
     ('keep = 0', 'keep=0.0 is not a keep rate: use a number above 0 and up to 1'),
     ('keep = 1.5', 'keep=1.5 is not a keep rate'),
     ('keep = [0.5, 0.5]', r'keep has 2 rates for 3 stages'),

@@ -127,7 +127,7 @@ def test_fewer_images_than_a_batch(tmp_path):
     with pytest.raises(ValueError, match='The training split has 7 images, less than one batch of 8: lower batch_size or add images'):
         train(tiny.model(), tiny.data(7), tmp_path/'run', tiny.RECIPE)
 
-@pytest.mark.parametrize('name, value', [('epochs', 0), ('batch_size', 1), ('lr', 0.), ('weight_decay', -1.), ('warmup_epochs', 9), ('label_smoothing', 1.),
+@pytest.mark.parametrize('name, value', [('epochs', 0), ('batch_size', 1), ('lr', 0.), ('weight_decay', -1.), ('warmup_epochs', 11), ('label_smoothing', 1.),
                                          ('clip_grad', -1.), ('precision', 'fp8'), ('devices', 0), ('workers', -1)])
 def test_values_out_of_range(name, value):
     with pytest.raises(ValueError, match=f'^{name} = .* is out of range: it must be'): Recipe(**{name: value})
