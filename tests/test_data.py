@@ -259,7 +259,7 @@ def test_two_generations_at_once():
     threads = [threading.Thread(target=lambda: done.append(tf.typefaces(16, 1))) for _ in range(3)]
     for t in threads: t.start()
     for t in threads: t.join()
-    assert len(done) == 3 and [p.name for p in data_dir().iterdir()] == ['typefaces-16-1-0'] and len(list(done[0].rglob('*.png'))) == 66
+    assert len(done) == 3 and [p.name for p in data_dir().iterdir()] == ['typefaces-v2-16-1-0'] and len(list(done[0].rglob('*.png'))) == 66
 
 # Determinism --------------------------------------------------------------------------------------------------------------------------
 
