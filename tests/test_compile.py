@@ -29,7 +29,7 @@ def compiled():
     yield make
     torch._dynamo.reset()
 
-CASES = [("vit", r, kw) for r in names() for kw in ({}, PLAIN)] + [("rope", r, {}) for r in names()] + [("vit", "evit", dict(reference=True))]
+CASES = [("vit", r, kw) for r in names() for kw in ({}, PLAIN)] + [("rope", r, {}) for r in ("evit", "ats", "tome")] + [("vit", "evit", dict(reference=True))]
 
 @pytest.mark.parametrize("backbone,reducer,kw", CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "clca")
 def test_one_graph(compiled, backbone, reducer, kw):

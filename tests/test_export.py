@@ -1,0 +1,62 @@
+"Exported files answer as the model does, whatever the batch."
+import json, subprocess, sys
+import pytest, torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_compile import PLAIN, TINY, tiny
+from clca import exporting
+from clca.exporting import difference, export, program, run_file
+from clca.model import create_model
+from clca.reducers import names
+
+CASES = [("vit", r, {}) for r in names() if r != "none"] + [("vit", "none", PLAIN), ("rope", "tome", {})]
+SHALLOW = dict(depth=2, at=(0,))
+
+@pytest.mark.parametrize("backbone,reducer,kw", CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "clca")
+def test_onnx(tmp_path, backbone, reducer, kw):
+    pytest.importorskip("onnxruntime", reason="pip install clca[export]")
+    model = tiny(backbone, reducer=reducer, **kw)
+    path = export(model, tmp_path / "m.onnx")
+    for n in (1, 5):
+        x = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))
+        with torch.no_grad(): assert (run_file(path, x) - model(x)).abs().max() < 1e-4
+    assert json.loads((tmp_path / "m.json").read_text())["difference"] < 1e-4
+
+@pytest.mark.parametrize("backbone,reducer", [("rope", "dpcknn"), ("vit", "ats")])
+def test_program(tmp_path, backbone, reducer):
+    model = tiny(backbone, reducer=reducer)
+    path = export(model, tmp_path / "m.pt2", classes=list("abcdefg"))
+    x = torch.randn(5, 3, 32, 32)
+    with torch.no_grad(): assert (run_file(path, x) - model(x)).abs().max() < 1e-4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "m.md", "m.pt2"]
+    Image.new("RGB", (40, 60), "red").save(tmp_path / "photo.png")
+    (tmp_path / "run.py").write_text((tmp_path / "m.md").read_text().split("```python\n")[1].split("```")[0])
+    out = subprocess.run([sys.executable, "run.py", "photo.png", "photo.png"], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0 and out.stdout.count("photo.png") == 2, out.stderr
+
+def test_a_run_folder(tmp_path):
+    run = tmp_path / "run"; run.mkdir()
+    build = dict(TINY | SHALLOW, backbone="deit_tiny_patch16_224", num_classes=2, reducer="topk")
+    save_file(create_model(**build).state_dict(), run / "model.safetensors")
+    (run / "config.json").write_text(json.dumps(dict(model=build, classes=["cat", "dog"], mean=[.1] * 3, std=[.2] * 3)))
+    about = json.loads(export(run, tmp_path / "out" / "m.pt2").with_suffix(".json").read_text())
+    assert (about["classes"], about["mean"], about["std"], about["image_size"]) == (["cat", "dog"], [.1] * 3, [.2] * 3, [32, 32])
+
+def test_the_model_is_left_alone(tmp_path):
+    model = tiny(**SHALLOW).double().train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    program(model)
+    assert model.training and all(torch.equal(before[n], t) and t.dtype == before[n].dtype for n, t in model.state_dict().items())
+
+def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
+    other = tiny(**SHALLOW, reducer="none")
+    monkeypatch.setitem(exporting.WRITERS, ".pt2", lambda graph, path: torch.export.save(program(other), path))
+    with pytest.raises(RuntimeError, match="differs from the model"): export(tiny(**SHALLOW), tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+
+def test_refusals(tmp_path, monkeypatch):
+    model = tiny(**SHALLOW)
+    with pytest.raises(ValueError, match="'m.tflite' does not end in .onnx or .pt2"): export(model, tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="2 classes are given for 7 logits"): export(model, tmp_path / "m.onnx", classes=["a", "b"])
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install clca\[export\]"): export(model, tmp_path / "m.onnx")
