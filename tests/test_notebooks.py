@@ -1,6 +1,6 @@
 "Every notebook is a test: the library ones as nbdev_test runs them, the runnable ones by papermill with the small settings of smoke.yaml."
 import ast, json, re, subprocess
-import matplotlib.pyplot as plt, nbformat, papermill, pytest, yaml
+import matplotlib.pyplot as plt, nbformat, papermill, pytest, torch, yaml
 from nbdev import test as nbt
 from nbdev.config import get_config
 from helpers import ROOT, code_cells, guards, name, notebooks, runnable, tagged
@@ -10,6 +10,8 @@ RUNNABLE = runnable()
 LIBRARY = [p for p in notebooks() if p not in RUNNABLE]
 each_runnable = pytest.mark.parametrize('path', RUNNABLE, ids=name) if RUNNABLE else pytest.mark.skip('no runnable notebook yet')
 
+def torch_state(): return dict(grad=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), threads=torch.get_num_threads())
+
 def parameters(path): return papermill.inspect_notebook(str(path))
 
 def test_there_are_notebooks(): assert len(LIBRARY) >= 3, 'nbs/ has next to no notebooks, so nothing would be tested'
@@ -18,9 +20,11 @@ def test_there_are_notebooks(): assert len(LIBRARY) >= 3, 'nbs/ has next to no n
 def test_library(path, monkeypatch, capfd):
     monkeypatch.setenv('IN_TEST', '1')
     monkeypatch.syspath_prepend(str(ROOT))
+    before = torch_state()
     passed, _ = nbt.test_nb(path, skip_flags=get_config(path=ROOT).tst_flags.split(), basepath=ROOT)
     plt.close('all')
     assert passed, capfd.readouterr().err[-3000:]
+    assert torch_state() == before, 'the notebook leaves torch in another state than it found it in, for all that runs after it'
 
 @each_runnable
 def test_parameters_cell(path):

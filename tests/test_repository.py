@@ -1,5 +1,5 @@
 "The files that are generated, pinned or promised agree with what they come from."
-import os, re, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys, sysconfig
 from importlib.metadata import distributions, version
 import nbformat, pytest, yaml
 from configparser import ConfigParser
@@ -67,7 +67,7 @@ def test_every_requirement_is_pinned_within_its_range():
         for r in requirements(key): assert Version(pinned[normal(r.name)]) in r.specifier, f'{r} ({key}) and constraints.txt disagree'
 
 def test_installed_versions_are_the_pinned_ones():
-    pinned, own = pins(), {normal(d.name): Version(d.version).public for d in distributions() if d.name}
+    pinned, own = pins(), {normal(d.name): Version(d.version).public for d in distributions(path=[sysconfig.get_path('purelib')]) if d.name}
     assert not {n: (v, pinned[n]) for n, v in own.items() if n in pinned and v != pinned[n]}, 'installed, pinned: make the environment anew'
 
 def test_package_metadata_comes_from_settings():
