@@ -69,8 +69,9 @@ PRESETS = dict(
     smoke=dict(_TINY, backbone_kwargs=_vit(32), image_size=32, images_per_class=2, epochs=1, lr=1e-3, variant=["base", "clca"], keep=[.25], seed=[0]),
     small=dict(_TINY, backbone_kwargs=_vit(64), image_size=48, images_per_class=100, epochs=4, lr=3e-3, seed=[0, 1, 2],
                keep=[.1, .25], variant=["base", "cla", "clca"]),
-    evidence=dict(_TINY, backbone_kwargs=_vit(64), image_size=48, images_per_class=100, epochs=4, lr=3e-3, log_gradients=True, seed=[0, 1, 2],
-                  keep=[.1, 1., .25, .5], variant=["base", "clca", "cla", "cla_last", "clc", "ifa"], lr_search=[1e-3, 3e-3, 6e-3], lr_keeps=[.1]),
+    evidence=dict(_TINY, backbone_kwargs=_vit(64), image_size=48, images_per_class=150, epochs=6, lr=1.5e-3, log_gradients=True, seed=[0, 1, 2],
+                  keep=[.1, 1., .25, .5], variant=["base", "clca", "cla", "cla_last", "clc", "ifa"],
+                  lr_search=[7e-4, 1.5e-3, 3e-3], lr_keeps=[.1, 1.]),
     paper=dict(dataset="folder", data_root=[f"data/downloads/{d}" for d in ("cotton", "soyageing", "soygene", "soyglobal", "soylocal")],
                backbone=_VITS, pretrained=True, image_size=448, batch_size=32, epochs=50, warmup_epochs=2, clip_grad=0., lr=1e-4, reducer=["evit"],
                variant=["base", "cla", "clca"], keep=[.1, .25, .5, .7, 1.], seed=[1, 10, 100]))
