@@ -63,7 +63,7 @@ def load_reference_state(
 
 # %% ../nbs/16_checkpoints.ipynb #efb11c1f
 def to_reference_state(model: nn.Module) -> dict[str, Tensor]: # published names
-    "Rename our tensors to the published names, for use with the authors' code."
+    "Rename our tensors to the published names, for use with the authors' code, which insists on the unused 1000-way classifier beside a CLA head."
     published = {v: k for k, v in _heads(model).items()}
     def name(n):
         if n == "cache.clr": return "clr"
@@ -74,6 +74,7 @@ def to_reference_state(model: nn.Module) -> dict[str, Tensor]: # published names
     pos = own.pop("cache.pos", None)
     state = {name(n): t for n, t in own.items()}
     if pos is not None: state["pos_embed"] = torch.cat([state["pos_embed"], pos], 1)
+    if model.head is not None: state |= {"head.weight": torch.zeros(1000, model.backbone.embed_dim), "head.bias": torch.zeros(1000)}
     return state
 
 # %% ../nbs/16_checkpoints.ipynb #6f9b52c4

@@ -39,7 +39,7 @@ class IFAHead(nn.Module):
     ):
         super().__init__()
         self.mix, self.act = nn.Linear(layers, 1), nn.ReLU()
-        self.norm, self.classifier = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, num_classes)
+        self.norm, self.classifier = nn.LayerNorm(dim, eps=1e-5), nn.Linear(dim, num_classes)
     def forward(self, cls: Tensor) -> Tensor: # [B, D, g] -> [B, C]
         return self.classifier(self.norm(self.act(self.mix(cls)).squeeze(2)))
 

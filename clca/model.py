@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from .cache import Cache, recovery_blocks
 from .head import HEADS, create_head, tapped_blocks
-from .reducers import REDUCERS
+from .reducers import REDUCERS, DynamicViT
 from .reducers.base import SCORES, NoReduction, Reducer, Sized
 from .schedule import nearest, stages
 from .walk import Output, walk
@@ -60,9 +60,12 @@ def create_stages(
 ) -> nn.ModuleList: # a reducer per stage
     "The reducers of a model; a stage that keeps all has none."
     if reference and method is NoReduction: at = (3, 6, 9)
+    plan = stages(keep, at, len(backbone.blocks))
+    if reference and method is DynamicViT and isinstance(keep, Sequence): # published: shares of the input; with the cache the first rate alone counts
+        plan = [s._replace(keep=plan[0].keep, total=s.keep) for s in plan]
     kind = lambda s: NoReduction if s.keep == 1 and not reference else method
     return nn.ModuleList(kind(s)(backbone.embed_dim, s, backbone.patch_embed.num_patches, score=score, reference=reference)
-                         for s in stages(keep, at, len(backbone.blocks)))
+                         for s in plan)
 
 def create_cache(
     backbone: nn.Module, # timm model

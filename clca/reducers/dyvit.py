@@ -28,11 +28,12 @@ class Predictor(nn.Module):
     def forward(self,
         x: Tensor, # [B, n, D]
         alive: Tensor | None = None, # [B, n] decisions so far; None: all alive
+        least: float = 1., # number of the living to divide by, at least; published: 0
     ) -> Tensor: # [B, n, 2] log-probability to keep, to drop
         local, rest = self.in_conv(x).chunk(2, -1)
         w = x.new_ones(x.shape[:2]) if alive is None else alive.to(x.dtype)
-        mean = (rest * w.unsqueeze(2)).sum(1, keepdim=True) / w.sum(1).clamp(min=1)[:, None, None] + 1e-6
-        return self.out_conv(torch.cat([local, mean.expand_as(local)], -1)).float().log_softmax(-1).to(x.dtype)
+        mean = (rest * w.unsqueeze(2)).sum(1, keepdim=True) / w.sum(1).clamp(min=least)[:, None, None] + 1e-6
+        return self.out_conv(torch.cat([local, mean.expand_as(local)], -1)).to(torch.promote_types(x.dtype, torch.float32)).log_softmax(-1).to(x.dtype)
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #e231531a
 def policy_softmax(
@@ -99,7 +100,8 @@ class DynamicViT(Sized, Predictor):
         return m if self.reference else min(max(m, 1), view.n)
     def forward(self, view: View) -> Select | Weigh:
         alive = None if view.size is None else view.cut(view.size)
-        logp = Predictor.forward(self, view.body, alive)
+        logp = Predictor.forward(self, view.body, alive, 0. if self.reference else 1.)
+        if not self.training and self.reference: return Select(logp[..., 0].argsort(1, descending=True)[:, :self.count(view)]) # takes nan, and too many
         if not self.training: return topk(logp[..., 0], self.count(view))
         alive = view.body.new_ones(view.body.shape[:2]) if alive is None else alive
         d = F.gumbel_softmax(logp.float(), hard=True)[..., 0].to(alive.dtype) * alive
