@@ -72,6 +72,8 @@ PRESETS = dict(
     evidence=dict(_TINY, backbone_kwargs=_vit(64), image_size=48, images_per_class=150, epochs=6, lr=1.5e-3, log_gradients=True, seed=[0, 1, 2],
                   keep=[.1, 1., .25, .5], variant=["base", "clca", "cla", "cla_last", "clc", "ifa"],
                   lr_search=[7e-4, 1.5e-3, 3e-3], lr_keeps=[.1, 1.]),
+    protect=dict(_TINY, backbone_kwargs={**_vit(64), "reg_tokens": 4}, image_size=48, images_per_class=150, epochs=6, lr=1.5e-3, seed=[0, 1, 2],
+                 keep=[.1, .25], variant=["clca"], protect=[False, True]),
     paper=dict(dataset="folder", data_root=[f"data/downloads/{d}" for d in ("cotton", "soyageing", "soygene", "soyglobal", "soylocal")],
                backbone=_VITS, pretrained=True, image_size=448, batch_size=32, epochs=50, warmup_epochs=2, clip_grad=0., lr=1e-4, reducer=["evit"],
                variant=["base", "cla", "clca"], keep=[.1, .25, .5, .7, 1.], seed=[1, 10, 100]))
@@ -114,7 +116,7 @@ def sweep_runs(
     df = df[df.run_id.isin(names)].reset_index(drop=True)
     if df.empty: raise ValueError(f"none of {len(names)} runs in {folder} is finished: their train.log says why")
     several = lambda k: len({json.dumps(r.get(k), sort_keys=True) for r in runs}) > 1
-    others = {k for r in runs for k in r} - {"head", "cache", "num_clr", "gap", "recover_last", "lr", "keep", "seed", "reducer"}
+    others = {k for r in runs for k in r} - {"head", "cache", "num_clr", "gap", "recover_last", "protect", "lr", "keep", "seed", "reducer"}
     return df.assign(accuracy=100*df.test_top1), ["seed", *sorted(filter(several, others)), "reducer"]
 
 def score_table(
@@ -132,7 +134,7 @@ def effects(
     pair: Sequence[str], # from `sweep_runs`
 ) -> pd.DataFrame: # question, keep ("all": pooled), mean, std, n, low, high, positive
     "What each part adds, in points of top-1: every question whose two variants are there, by keep rate and pooled; empty if there is none."
-    asked = QUESTIONS | {f"{v} over cla": (v, "cla") for v in sorted(set(df.variant)) if v.startswith("clca,")}
+    asked = QUESTIONS | {f"{v} over {b}": (v, b) for v in sorted(set(df.variant)) if v.startswith("clca,") for b in ("cla", "clca")}
     asked = {q: ab for q, ab in asked.items() if set(ab) <= set(df.variant)}
     if not asked: return pd.DataFrame(columns=["question", "keep", "mean", "std", "n", "low", "high", "positive"])
     pooled = contrasts(df.assign(rate=df.keep, keep="all"), [*pair, "rate"], asked)

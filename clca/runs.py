@@ -76,14 +76,15 @@ def load_runs(
 
 def variant(
     df: pd.DataFrame, # runs, with `head` and `cache`, and perhaps the cache's options
-) -> list[str]: # base, clc, cla, clca; another head keeps its name, with `+clc` if the cache is on; other caches say how they differ
+) -> list[str]: # base, clc, cla, clca; another head keeps its name, with `+clc` if the cache is on; other caches, and protected registers, are named
     "The paper's name of what a run combines: base (neither), clc (cache), cla (head), clca (both)."
     names = {("linear", False): "base", ("linear", True): "clc", ("cla", False): "cla", ("cla", True): "clca"}
-    def name(head, cache, num_clr=1, gap=True, recover_last=True):
+    def name(head, cache, num_clr=1, gap=True, recover_last=True, protect=False):
         parts = {f"{num_clr:.0f} registers": num_clr > 1, "pooled only": num_clr == 0, "register only": not gap,
                  "not at last": not recover_last}
-        return ", ".join([names.get((head, bool(cache)), head + "+clc"*bool(cache)), *(p for p, there in parts.items() if there and cache)])
-    told = df[[c for c in ("head", "cache", "num_clr", "gap", "recover_last") if c in df]].to_dict("records")
+        parts = [p for p, there in parts.items() if there and cache] + ["protected"]*bool(protect)
+        return ", ".join([names.get((head, bool(cache)), head + "+clc"*bool(cache)), *parts])
+    told = df[[c for c in ("head", "cache", "num_clr", "gap", "recover_last", "protect") if c in df]].to_dict("records")
     return [name(**{k: v for k, v in r.items() if not pd.isna(v)}) for r in told]
 
 # %% ../nbs/25_runs.ipynb #53ba609d

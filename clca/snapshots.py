@@ -81,7 +81,7 @@ def snapshot(
     m, model = read_metrics(Path(run)), load_checkpoint(run)
     data = load_data(m["dataset"], m["data_root"], **{k: m[k] for k in ("image_size", "images_per_class", "data_seed")}, augment=False)
     if data.hash != m["data_hash"]: raise ValueError(f"{run} was made from other data ({m['data_hash']}) than there is now ({data.hash})")
-    pick = lambda n: torch.linspace(0, len(data.test) - 1, n).long().tolist()
+    pick = lambda n: torch.linspace(0, len(data.test) - 1, min(n, len(data.test))).long().tolist()
     images = torch.stack([data.test[i][0] for i in pick(shown)])
     grid, looked = model.backbone.patch_embed.grid_size, cls_rollout(model, images)
     out = dict(images=((images * data.test.std + data.test.mean) * 255).round().clamp(0, 255).byte())

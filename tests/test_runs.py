@@ -66,9 +66,9 @@ def test_variants(tmp_path):
     assert load_runs(tmp_path).sort_values('run_id').variant.tolist() == ['base', 'clc', 'cla', 'clca', 'cla_last', 'ifa+clc']
 
 def test_variants_of_the_cache(tmp_path):
-    options = [dict(num_clr=4), dict(num_clr=0), dict(gap=False), dict(recover_last=False), dict(cache=False, num_clr=4), {}]
+    options = [dict(num_clr=4), dict(num_clr=0), dict(gap=False), dict(recover_last=False), dict(cache=False, num_clr=4), {}, dict(protect=True)]
     for i, kw in enumerate(options): make(tmp_path/str(i), **kw)
-    names = ['clca, 4 registers', 'clca, pooled only', 'clca, register only', 'clca, not at last', 'cla', 'clca']
+    names = ['clca, 4 registers', 'clca, pooled only', 'clca, register only', 'clca, not at last', 'cla', 'clca', 'clca, protected']
     assert load_runs(tmp_path).sort_values('run_id').variant.tolist() == names
 
 def test_cells_do_not_mix_settings(tmp_path):

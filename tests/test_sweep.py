@@ -26,7 +26,7 @@ def notebook(path, body):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), path)
     return path
 
-@pytest.mark.parametrize('name, count', dict(smoke=2, small=18, evidence=72, paper=2025).items())
+@pytest.mark.parametrize('name, count', dict(smoke=2, small=18, evidence=72, protect=12, paper=2025).items())
 def test_presets(name, count):
     "Their sizes; every run has a folder of its own, and only parameters that train.ipynb has."
     runs = grid(**preset_axes(name)[0])
