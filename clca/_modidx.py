@@ -170,6 +170,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'clca.plots.gradient_peaks': ('plots.html#gradient_peaks', 'clca/plots.py'),
                             'clca.plots.label': ('plots.html#label', 'clca/plots.py'),
                             'clca.plots.look': ('plots.html#look', 'clca/plots.py'),
+                            'clca.plots.reducer_curves': ('plots.html#reducer_curves', 'clca/plots.py'),
                             'clca.plots.save_figure': ('plots.html#save_figure', 'clca/plots.py'),
                             'clca.plots.style': ('plots.html#style', 'clca/plots.py')},
             'clca.recipe': { 'clca.recipe.Order': ('recipe.html#order', 'clca/recipe.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'REDUCERS', 'DATASETS', 'BACKBONES', 'PALETTE', 'MARKERS', 'HATCHES', 'style', 'look', 'label',
            'file_hash', 'credit', 'caption', 'save_figure', 'accuracy_cost', 'accuracy_boxes', 'cache_gain',
-           'accuracy_speed', 'gradient_history', 'gradient_peaks']
+           'accuracy_speed', 'reducer_curves', 'gradient_history', 'gradient_peaks']
 
 # %% ../nbs/26_plots.ipynb #58f04208
 import hashlib, json, platform, textwrap
@@ -226,6 +226,25 @@ def accuracy_speed(
         ax.set(title=f"batch {int(batch)} ({source})", xlabel=xlabel, ylabel="top-1 (%)"); ax.margins(.12)
     for k in sorted(set(df.keep)): axes[0, -1].plot([], [], "o", color=".6", markeredgecolor="black", markersize=size(k), label=f"keep {k:g}")
     _legend(axes[0], labelspacing=.6)
+    fig.suptitle(title)
+    return fig
+
+# %% ../nbs/26_plots.ipynb #addc9b8e
+def reducer_curves(
+    df: pd.DataFrame, # reducer, keep, variant, accuracy, the column `x`; optionally std
+    x: str = "gmacs", # column of the horizontal axis
+    xlabel: str = "10⁹ multiply-accumulates",
+    title: str = "Accuracy by reducer",
+) -> Figure:
+    "Top-1 of many reducers over their keep rates, a panel for each variant."
+    variants = _order(df.variant)
+    fig, axes = _figure(len(variants), width=4.6)
+    for ax, v in zip(axes[0], variants):
+        for r in (r for r in REDUCERS if r in set(df.reducer)):
+            c = df[(df.reducer == r) & (df.variant == v)].sort_values("keep")
+            if len(c): _draw(ax, c.assign(variant=r), x, False, label(r))
+        ax.set(title=label(v), xlabel=xlabel, ylabel="top-1 (%)")
+    _legend(axes[0])
     fig.suptitle(title)
     return fig
 

@@ -99,6 +99,7 @@ def kept_tokens(
     images: ndarray, # [B, 3, H, W] in 0..1
     stages: Sequence[ndarray], # for each stage a map [B, g, g] (see `overlay`)
     names: Sequence[str] = (), # above the columns: the stages
+    rows: Sequence[str] = (), # beside the rows
     title: str = "What is left, stage by stage",
 ) -> Figure:
     "Images (rows) beside what each stage leaves of them (columns)."
@@ -108,6 +109,7 @@ def kept_tokens(
     for row, image, maps in zip(axes, np.moveaxis(np.asarray(images, float), 1, -1), zip(*stages)):
         for ax, picture in zip(row, [image, *(overlay(image, np.asarray(m)) for m in maps)]):
             ax.imshow(np.clip(picture, 0, 1), interpolation="nearest"); ax.set(xticks=[], yticks=[])
+    for ax, n in zip(axes[:, 0], rows): ax.set_ylabel(n)
     for ax, n in zip(axes[0], ["image", *(names or [f"stage {i + 1}" for i in range(S)])]): ax.set_title(n)
     fig.suptitle(title)
     return fig

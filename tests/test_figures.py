@@ -26,9 +26,9 @@ def test_own_runs(store, tmp_path):
     papermill.execute_notebook(str(ROOT/'nbs'/'figures.ipynb'), str(tmp_path/'done.ipynb'), dict(source='own', runs=str(runs), out=str(out)),
                                cwd=str(ROOT), progress_bar=False, execution_timeout=120)
     names = {f.stem for f in out.glob('*.png')}
-    assert names == {'accuracy_cost', 'cache_gain_own_typefaces_64', 'contrasts_own_typefaces_64', 'accuracy_speed_own', 'gradients_own', 'method'}
+    assert names == {'accuracy_cost', 'cache_gain_runs', 'contrasts_runs', 'gradients_runs', 'method'}
     for n in names:
         record, svg = json.loads((out/f'{n}.json').read_text()), (out/f'{n}.svg').read_text()
         assert record['figure'] == n and record['runs'] and record['versions']['matplotlib'] and 'figures.ipynb' in record['command']
-        if n != 'method': assert record['data_hash'] == {'typefaces': 'abc'} and set(record['runs']) <= {f.name for f in store.iterdir()}
+        if n != 'method': assert record['data_hash'] == {'typefaces, 64 px': 'abc'} and set(record['runs']) <= {f.name for f in store.iterdir()}
         assert '<dc:date>' not in svg
