@@ -19,22 +19,20 @@ STAGES = dict( # layers of a stage, of width D and with m outputs
     sit=lambda D, m: {"weight.0": [D], "weight.1": [D // 2, D], "weight.3": [m, D // 2]},
     dpcknn=lambda D, m: {"score": [1, D]}, patchmerger=lambda D, m: {"norm": [D]})
 
-def _layers(prefix: str, layers: dict[str, list[int]]) -> dict[str, list[int]]:
-    return {f"{prefix}{n}.{kind}": shape for n, s in layers.items() for kind, shape in (("weight", s), ("bias", s[:1]))}
-
 def shapes(plain: dict[str, list[int]], reducer: str, variant: str, keep: float | list[float], at: list[int], patches: int = 64) -> dict:
     "Published names and shapes, from those of the plain ViT; a head over depth leaves a dead classifier (2, 3, 4, Q19)."
-    v, s, (C, D), L = VARIANTS[variant], dict(plain), plain["head.weight"], (3 if reducer == "none" else len(at)) + 1
+    v, s, (C, D), L, p = VARIANTS[variant], dict(plain), plain["head.weight"], (3 if reducer == "none" else len(at)) + 1, "ifa_head.0."
+    layers = lambda prefix, named: {f"{prefix}{n}.{kind}": shape for n, t in named.items() for kind, shape in (("weight", t), ("bias", t[:1]))}
     if v.num_clr: s["clr"] = [1, v.num_clr, D]
     if v.num_clr and s["pos_embed"][1] != patches: s["pos_embed"] = [1, s["pos_embed"][1] + v.num_clr, D]
     if v.head != "linear": s = {n: t for n, t in s.items() if not n.startswith("norm.")} | {"head.weight": [1000, D], "head.bias": [1000]}
-    if v.head == "ifa": s |= _layers("ifa_head.0.", {"0": [1, L], "3": [D], "4": [C, D]})
+    if v.head == "ifa": s |= layers(p, {"0": [1, L], "3": [D], "4": [C, D]})
     if v.head == "cla":
-        s |= _layers("ifa_head.0.", {"0": [D], "1": [2 * D, 1, L], "2": [2 * D], "4": [C, 2 * D, 1]})
-        for i, n in ((0, D), (2, 2 * D)): s |= {f"ifa_head.0.{i}.{k}": [n] for k in ("running_mean", "running_var")} | {f"ifa_head.0.{i}.num_batches_tracked": []}
+        s |= layers(p, {"0": [D], "1": [2 * D, 1, L], "2": [2 * D], "4": [C, 2 * D, 1]})
+        for i, n in ((0, D), (2, 2 * D)): s |= {f"{p}{i}.running_mean": [n], f"{p}{i}.running_var": [n], f"{p}{i}.num_batches_tracked": []}
     for i in range(len(at) if reducer in STAGES else 0):
         p, m = f"{'score_predictor' if reducer == 'dyvit' else 'cluster_layers'}.{i}.", int(patches * total(keep, i))
-        s |= _layers(p, STAGES[reducer](D, m)) | dict(sit={p + "scale": [1, 1, 1]}, patchmerger={p + "queries": [m, D]}).get(reducer, {})
+        s |= layers(p, STAGES[reducer](D, m)) | dict(sit={p + "scale": [1, 1, 1]}, patchmerger={p + "queries": [m, D]}).get(reducer, {})
     return s
 
 def rate(keep: float | list[float], s: int) -> float: return keep[s] if isinstance(keep, list) else keep
@@ -58,13 +56,13 @@ def embed(w: dict, images: Tensor, eps: float) -> Tensor: # [B, N, D] CLS, regis
 
 class Run:
     "One forward under way: the sequence, and all that travels with it. A plain ViT has stages at 3, 6 and 9 whatever `at` says (Q17)."
-    def __init__(self, w: dict, images: Tensor, reducer: str, keep: float | list[float], at: list[int], variant: str, eps: float, heads: int):
-        self.w, self.reducer, self.keep, self.variant, self.eps, self.heads = w, reducer, keep, VARIANTS[variant], eps, heads
+    def __init__(self, w: dict, images: Tensor, reducer: str, variant: str, keep: float | list[float], at: list[int], eps: float, heads: int):
+        self.w, self.reducer, self.variant, self.keep, self.eps, self.heads = w, reducer, VARIANTS[variant], keep, eps, heads
         self.at, self.depth = [3, 6, 9] if reducer == "none" else list(at), sum(n.endswith("attn.qkv.weight") for n in w)
         self.x = embed(w, images, eps)
         self.start, self.prefix = self.x.shape[1], 1 + (w["reg_token"].shape[1] if "reg_token" in w else 0) # all tokens; CLS and registers
         self.patches = self.start - self.prefix - self.variant.num_clr
-        self.alive, self.valid = torch.ones_like(self.x[:, 1:, :1]), torch.ones_like(self.x[..., 0], dtype=torch.bool) # for dyvit; for ats: not padding
+        self.alive, self.valid = torch.ones_like(self.x[:, 1:, :1]), torch.ones_like(self.x[..., 0]) > 0 # for dyvit; for ats: no padding
         self.size = None # [B, N] for tome, once it has merged
         self.cache, self.pool_end, self.recovered = [], self.start - self.variant.num_clr, 0 # recovered: tokens that the cache gave back
 
@@ -118,8 +116,7 @@ def ats(r: Run, s: int, a: Tensor, v: Tensor) -> Tensor: # attention [B, H, N, N
     if len(grid) and not cdf.shape[1]: raise Crash("nothing left to sample")
     ids = [sorted({j + 1 for j in torch.cdist(grid[:, None], row[:, None]).argmin(1).tolist()}) if len(grid) else [] for row in cdf]
     ids = torch.tensor([[0] + i + [0] * (max(map(len, ids)) - len(i)) for i in ids])
-    r.valid = (ids > 0) | (torch.arange(ids.shape[1]) == 0)
-    r.x = torch.stack([x[i] for x, i in zip(r.x, ids)])
+    r.x, r.valid = torch.stack([x[i] for x, i in zip(r.x, ids)]), (ids > 0) | (torch.arange(ids.shape[1]) == 0)
     return torch.stack([heads[:, i] for heads, i in zip(a, ids)])
 
 def topk(r: Run, s: int, a: Tensor, k: Tensor) -> None:
@@ -187,10 +184,9 @@ def head(r: Run, taps: list[Tensor]) -> Tensor:
     return F.conv1d(F.gelu(batch_norm(w, p + "2", t)), w[p + "4.weight"], w[p + "4.bias"])[..., 0]
 
 @torch.no_grad()
-def forward(w: dict[str, Tensor], images: Tensor, reducer: str, keep: float | list[float], at: list[int], variant: str,
-            eps: float = 1e-6, heads: int = 3) -> tuple[Tensor, list[int], list[int]]: # logits, tokens entering and leaving each block
-    "In evaluation."
-    r, tokens_in, tokens_out, taps = Run(w, images, reducer, keep, at, variant, eps, heads), [], [], []
+def forward(w: dict[str, Tensor], images: Tensor, reducer: str, variant: str, keep: float | list[float], at: list[int],
+            eps: float = 1e-6, heads: int = 3) -> tuple[Tensor, list[int], list[int]]: # logits, tokens entering and leaving every block
+    r, tokens_in, tokens_out, taps = Run(w, images, reducer, variant, keep, at, eps, heads), [], [], []
     for i in range(r.depth):
         tokens_in.append(block(r, i, r.at.index(i) if i in r.at else None))
         tokens_out.append(r.x.shape[1])
