@@ -9,7 +9,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c 'import sys;
 BIN := $(VENV)/bin
 DEPS := settings.ini setup.py pyproject.toml constraints.txt
 MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
-OUT ?= runs/$@-keep$(KEEP)$(shell echo ' $(P)' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
+OUT ?=
+export KEEP P OUT
 
 .PHONY: help env train test ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
@@ -30,22 +31,22 @@ $(MADE):
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,export]'
 	@touch '$@'
 
-# $(call run,parameters): the notebook named like the target, executed into its folder, then what it measured
+# $(call run,folder,parameters): the notebook named like the target, executed into its folder, then what it measured.
 define run
-	@mkdir -p '$(OUT)'
-	$(BIN)/python -m papermill nbs/$@.ipynb '$(OUT)/$@.ipynb' $(1) $(P) --log-output --no-progress-bar </dev/null
-	@$(BIN)/python -c "from clca.repository import show_results; show_results('$(OUT)')"
+	@out="$${OUT:-$(1)}"; mkdir -p "$$out"; echo "papermill nbs/$@.ipynb $$out/$@.ipynb"; \
+	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --log-output --no-progress-bar </dev/null && \
+	$(BIN)/python -c 'import sys; from clca.repository import show_results; show_results(sys.argv[1])' "$$out"
 endef
+NAME = runs/train-keep$$KEEP$$(printf '%s' " $$P" | tr '\n' ' ' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
 
 train: $(MADE)
-	$(call run,-p out '$(OUT)' -p keep '$(KEEP)')
+	$(call run,$(NAME),-p out "$$out" -p keep "$$KEEP")
 
-ablation figures benchmark predict: OUT = runs/$@
 ablation benchmark predict: $(MADE)
-	$(call run,-p out '$(OUT)')
+	$(call run,runs/$@,-p out "$$out")
 
 figures: $(MADE)
-	$(call run)
+	$(call run,runs/$@)
 
 test: $(MADE)
 	$(BIN)/python -m pytest --durations=5 $(T)

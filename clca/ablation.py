@@ -146,13 +146,14 @@ def collect_sweep(
     runs: Sequence[dict],
     folder: str | Path, # with the run folders
     out: str | Path, # a `.jsonl`
+    curves: bool = True, # with epochs and gradients
 ) -> Path:
     "Write the metrics of the sweep's runs as a collection, with their epochs, and the gradients at the lowest keep rate, beside it."
     names, low = {run_name(r) for r in runs}, min(r.get("keep", 1) for r in runs)
     lowest = {run_name(r) for r in runs if r.get("keep", 1) == low}
     out = collect_runs(root()/out, root()/folder)
     out.write_text("".join(f"{line}\n" for line in out.read_text().splitlines() if json.loads(line)["run_id"] in names))
-    for name, wanted in dict(history=names, gradients=lowest).items():
+    for name, wanted in dict(history=names if curves else {}, gradients=lowest if curves else {}).items():
         table, path = load_history(root()/folder, name=name), out.with_suffix(f".{name}.csv")
         if len(table := table[table.run_id.isin(wanted)]): table.to_csv(path, index=False, float_format="%.5g")
         else: path.unlink(missing_ok=True)

@@ -8,7 +8,9 @@ __all__ = ['macs', 'macs_by_block']
 # %% ../nbs/15_cost.ipynb #78665ce3
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+from .tracing import evaluating
 
 # %% ../nbs/15_cost.ipynb #53d20873
 def _attention(q, k, v, *args, out_shape=None, **kwargs) -> int:
@@ -25,21 +27,19 @@ _RULES = {_aten._scaled_dot_product_flash_attention_for_cpu: _attention, _aten._
           _aten._cdist_forward: _distances}
 
 # %% ../nbs/15_cost.ipynb #08cbc402
+def _channels(model) -> int: return getattr(getattr(model, "backbone", model), "in_chans", 3)
+
 @torch.no_grad()
 def _count(model, image_size, parts=()) -> list[int]:
     "Operations so far when each of the parts begins, and of all."
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    like, training = next(model.parameters()), model.training
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(like)
-    counter = FlopCounterMode(display=False, custom_mapping=_RULES)
-    marks = []
+    image = torch.randn(1, _channels(model), *size, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
+    counter, marks = FlopCounterMode(display=False, custom_mapping=_RULES), []
     hooks = [p.register_forward_pre_hook(lambda *_: marks.append(counter.get_total_flops())) for p in parts]
-    model.eval()
+    plain = {n: p.detach() for n, p in model.named_parameters()} # the counter cannot watch a view of a parameter
     try:
-        with counter: model(image)
-    finally:
-        model.train(training)
-        for h in hooks: h.remove()
+        with evaluating(model), torch.compiler.set_stance("force_eager"), counter: functional_call(model, plain, (image,))
+    finally: [h.remove() for h in hooks]
     return [*marks, counter.get_total_flops()]
 
 def macs(

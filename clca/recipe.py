@@ -52,14 +52,14 @@ class Recipe:
     teacher: str = "" # finished run without reduction, for DynamicViT to learn from; empty: none
 
     def __post_init__(self):
-        ok = dict(epochs=self.epochs >= 1, batch_size=self.batch_size >= 2, lr=self.lr > 0, weight_decay=self.weight_decay >= 0,
+        ok = dict(epochs=self.epochs >= 1, batch_size=self.batch_size >= 2, lr=0 < self.lr < math.inf, weight_decay=0 <= self.weight_decay < math.inf,
             warmup_epochs=0 <= self.warmup_epochs <= self.epochs, label_smoothing=0 <= self.label_smoothing < 1,
-            clip_grad=self.clip_grad >= 0, precision=self.precision in _precisions, devices=self.devices >= 1, workers=self.workers >= 0)
+            clip_grad=self.clip_grad >= 0, seed=0 <= self.seed < 2**63, precision=self.precision in _precisions, devices=self.devices >= 1, workers=self.workers >= 0)
         for name in (k for k, v in ok.items() if not v):
             raise ValueError(f"{name} = {getattr(self, name)!r} is out of range: it must be {_ranges[name]}.")
 
 _precisions = ("auto", "32-true", "bf16-mixed", "16-mixed")
-_ranges = dict(epochs="at least 1", batch_size="at least 2", lr="above 0", weight_decay="0 or more", warmup_epochs="from 0 to the number of epochs",
+_ranges = dict(epochs="at least 1", batch_size="at least 2", lr="above 0 and finite", weight_decay="0 or more and finite", seed="from 0 to 2**63 - 1", warmup_epochs="from 0 to the number of epochs",
     label_smoothing="from 0 to below 1", clip_grad="0 (off) or more", precision=f"one of {', '.join(_precisions)}", devices="at least 1", workers="0 or more")
 
 # %% ../nbs/29_recipe.ipynb #6bdf3e5e

@@ -8,6 +8,7 @@ __all__ = ['spread', 'restore']
 # %% ../nbs/18_restore.ipynb #3720c262
 import torch
 from torch import Tensor, nn
+from .tracing import evaluating
 from .walk import walk
 
 # %% ../nbs/18_restore.ipynb #168bc565
@@ -26,9 +27,7 @@ def restore(
     images: Tensor, # [B, 3, H, W]
 ) -> Tensor: # [B, D, h, w] on the grid of patches
     "Final tokens of a reduced model, as in evaluation, back on the grid of patches. The model's mode is left as it was."
-    training, bb = model.training, model.backbone
-    model.eval()
-    try: out = walk(model, images, record=True)
-    finally: model.train(training)
+    bb = model.backbone
+    with evaluating(model): out = walk(model, images, record=True)
     grid = bb.patch_embed.dynamic_feat_size(tuple(images.shape[2:]))
     return spread(bb.norm(out.tokens), out.share.to(out.tokens.dtype)).transpose(1, 2).unflatten(2, grid)

@@ -18,7 +18,7 @@ def gather(
     "Rows `idx` of every sequence, as one row-wise copy."
     B, N = x.shape[:2]
     flat = (idx + torch.arange(B, device=idx.device).unsqueeze(1) * N).flatten()
-    return x.flatten(0, 1).index_select(0, flat).unflatten(0, (B, -1))
+    return x.flatten(0, 1).index_select(0, flat).unflatten(0, idx.shape)
 
 # %% ../nbs/00_tokens.ipynb #56e878af
 class Select(NamedTuple):

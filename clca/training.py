@@ -6,7 +6,7 @@
 __all__ = ['Classifier', 'validate', 'Journal', 'Status', 'Progress', 'finish', 'quiet', 'fit', 'train']
 
 # %% ../nbs/30_training.ipynb #ff1ad481
-import json, logging, sys, time, warnings
+import json, logging, math, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -107,6 +107,8 @@ class Journal(L.Callback):
 
     def on_train_epoch_end(self, trainer, task):
         train_loss = task.train_loss.compute().item(); task.train_loss.reset()
+        if not math.isfinite(train_loss):
+            raise FloatingPointError(f"the loss is {train_loss} in epoch {trainer.current_epoch + 1} at lr = {task.recipe.lr}: lower lr, or set clip_grad")
         trained = time.perf_counter() - self.start
         val_loss, val_top1 = validate(task, self.data.val, self.precision)
         self.rows.append(dict(epoch=trainer.current_epoch + 1, lr=trainer.optimizers[0].param_groups[0]["lr"], train_loss=train_loss,
@@ -174,7 +176,7 @@ def finish(
     result = {f"test_{k}" if k.startswith("top") else k: v for k, v in scores(logits, labels).items()}
     metrics = dict(parameters, **result, val_top1=history.val_top1.iloc[-1], params=sum(p.numel() for p in model.parameters()), gmacs=macs(model, data.test.size),
         train_seconds=history.seconds.sum(), images_per_second=len(history) / (1 / history.images_per_second).sum(),
-        peak_memory_mb=history.peak_memory_mb.max(), precision_used=precision, **provenance())
+        peak_memory_mb=history.peak_memory_mb.max(), precision_used=precision, skipped=len(getattr(data, "skipped", ())), **provenance())
     config = dict(model=build, classes=list(data.classes), image_size=data.test.size, clca_version=metrics["version_clca"],
                   **{k: getattr(data.test, k).flatten().tolist() for k in ("mean", "std")})
     write_atomic(out/"predictions.csv", pd.DataFrame(answers).to_csv(index=False))

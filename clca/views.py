@@ -41,7 +41,7 @@ def _bars(ax, tokens_in, tokens_out, at, height):
 def _lanes(ax, tops, recover, taps, tokens, head):
     "The cache under the blocks, the head above them."
     last = max(recover) if recover else 0
-    text = f"cache:  + {tokens} after every block,  given back and emptied after blocks {', '.join(map(str, recover))}"
+    text = f"cache: {tokens} of every block put aside, given back and emptied after blocks {', '.join(map(str, recover))}"
     if recover: _box(ax, 0, -1.12, last + 1, .3, text, facecolor=(*PALETTE[1], .25))
     for i in range(last): _arrow(ax, (i + .35, -.42), (i + .35, -.82), color=".5")
     for i in recover: _arrow(ax, (i + .9, -.82), (i + 1.06, -.32), color=PALETTE[3], linewidth=2.4)

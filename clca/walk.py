@@ -13,10 +13,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from .attention import attend, attention_update, call_block, mlp_half, project, qkv, take_queries
+from .attention import attend, attention_scale, attention_update, call_block, mlp_half, project, qkv, take_queries
 from .cache import Cache, pooled, put_aside
 from .reducers.base import NoReduction, Reducer, Sized, View
-from .tokens import Fuse, Merge, Mix, Plan, Select, Weigh, apply, places, whole
+from .tokens import Fuse, Plan, Select, Weigh, apply, places, whole
 
 # %% ../nbs/12_walk.ipynb #68f41a8c
 class State(NamedTuple):
@@ -91,8 +91,9 @@ def reduce_inside(
     "One block with a reduction between attention and MLP."
     x, attn, lo, hi = view.x, block.attn, view.lo, view.hi
     p = qkv(attn, block.norm1(x), rope)
-    update = attention_update(block, project(attn, attend(attn, p, mask))) if reducer.criterion == "update" or not lean else None
-    plan = reducer(view._replace(p=p, mask=mask, update=update))
+    scaled = attention_scale(block, project(attn, attend(attn, p, mask))) if reducer.criterion == "update" or not lean else None
+    plan = reducer(view._replace(p=p, mask=mask, update=scaled))
+    update = None if scaled is None else block.drop_path1(scaled)
     if plan is None: x = x + (attention_update(block, project(attn, attend(attn, p, mask))) if update is None else update)
     elif update is not None: x = apply(plan, x + update, lo, hi)
     elif isinstance(plan, Select):
@@ -174,7 +175,7 @@ def reduce_step(w: Walk, block: nn.Module, reducer: Reducer, i: int) -> None:
 def write_down(w: Walk, plan: Plan | None) -> None:
     "For `trace`: where every patch is after a stage."
     end = w.s.x.shape[1] - w.s.tail - isinstance(plan, Fuse)
-    if not isinstance(plan, (Merge, Mix)): kept = w.s.place[:, w.m.lo:end]
+    if not w.m.method.merges: kept = w.s.place[:, w.m.lo:end]
     elif end > w.m.lo: kept = w.s.shares[:, w.m.lo:end].argmax(1)
     else: kept = torch.full_like(w.s.place[:, :w.patches], -1)
     w.kept.append(kept)
@@ -256,7 +257,7 @@ def walk(
             w.s = w.s._replace(x=w.run(last_block, block, w.s.x, read, rope_of(w, i), mask))
         else: plain_step(w, block, i)
         w.tokens_out.append(w.s.x.shape[1])
-        if m.cache is not None: cache_step(w, i)
+        if m.recover: cache_step(w, i)
         if i in m.taps: w.read.append(representation(w))
     logits = linear_head(w) if m.head is None else m.head(torch.stack(w.read, 2))
     return Output(logits, w.s.x, w.tokens_in, w.tokens_out, w.kept, w.shares, w.decisions, w.s.shares)

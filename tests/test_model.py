@@ -5,6 +5,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 import clca
+from clca.cost import macs
 from clca.model import create_model
 from clca.reducers import names
 from clca.restore import restore, spread
@@ -140,3 +141,28 @@ def test_kept_patches_return_to_their_place():
     out = walk(model, x, record=True)
     maps = restore(model, x).flatten(2).transpose(1, 2)
     for b, kept in enumerate(out.kept[-1]): assert torch.allclose(maps[b, kept], out.tokens[b, 1:], atol=1e-6)
+
+def test_macs_of_any_head():
+    "Pooling by attention, and other numbers of channels."
+    siglip = dict(img_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=4)
+    model = create_model('vit_base_patch16_siglip_224', 5, at=[1, 2], head='linear', **siglip)
+    grey = create_model('vit_tiny_patch16_224', 5, at=[1, 2], in_chans=1, **siglip)
+    assert macs(model, 32) > 0 and 0 < macs(grey, 32) < macs(create_model('vit_tiny_patch16_224', 5, at=[1, 2], **siglip), 32)
+
+def test_a_look_leaves_every_mode_as_it_was():
+    model = create_model('vit_tiny_patch16_224', 5, img_size=32, patch_size=8, embed_dim=32, num_heads=2).train()
+    model.backbone.eval()
+    before = [m.training for m in model.modules()]
+    trace(model, torch.zeros(1, 3, 32, 32)); restore(model, torch.zeros(1, 3, 32, 32)); macs(model, 32)
+    assert [m.training for m in model.modules()] == before
+
+@pytest.mark.parametrize('kw, says', [(dict(num_clr=-1), 'num_clr=-1 must be 0 or more'), (dict(num_classes=-1), 'num_classes=-1 must be'),
+    (dict(backbone='eva02_tiny_patch14_224', patch_drop_rate=.25), 'patch dropout'), (dict(backbone='resnet50', image_size=32), 'not a flat ViT'),
+    (dict(backbone='vit_tinny_patch16_224'), "did you mean 'vit_tiny_patch16_224'"), (dict(head='CLA'), "did you mean 'cla'")])
+def test_what_cannot_be_built(kw, says):
+    with pytest.raises((ValueError, TypeError), match=says) as e: create_model(**{'backbone': 'vit_tiny_patch16_224', 'num_classes': 5} | kw)
+    assert '\n' not in str(e.value)
+
+def test_macs_without_storage():
+    "On the meta device ATS counts its largest number of tokens."
+    with torch.device('meta'): assert all(macs(build(r), 32) > 0 for r in names())

@@ -282,3 +282,21 @@ def test_protected_tokens(reducer, kw):
     if model.recover[-1] == kw["depth"] - 2 and c:
         back = out.tokens[:, out.tokens.shape[1] - c - u:out.tokens.shape[1] - c]
         assert torch.equal(back[:, u - c:], clr), "the registers that were put aside come back right before the live ones"
+
+def test_update_norms_are_shares_when_they_fuse():
+    "The fused token is no larger than the tokens that it is made of, in half precision too."
+    model, seen = build("evit", score="update", keep=.25, head="linear", cache=False), []
+    model.stages[0].register_forward_hook(lambda m, args, plan: seen.append(plan.weight.sum(1)))
+    with torch.no_grad(): assert model(images(3)).isfinite().all() and model.half()(images(3).half()).isfinite().all()
+    assert (seen[0] < 1).all()
+
+def test_dpcknn_learns_where_nothing_is_merged():
+    "Every parameter has a gradient, or distributed training stops."
+    model = build("dpcknn", keep=.05).train()
+    model(images(4)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+@pytest.mark.parametrize("reducer", ["tome", "dpcknn", "sit", "patchmerger"])
+def test_kept_has_one_form(reducer):
+    "For merging methods always the token that every patch went to, even where a stage keeps all."
+    assert [tuple(k.shape) for k in trace(build(reducer, keep=[.5, 1., .5]), images(2)).kept] == [(2, P)] * 3

@@ -29,11 +29,18 @@ def start(values: str, out) -> dict:
     ('head = "cl"', "unknown head 'cl': did you mean 'cla'"),
     ('backbone = "vit_tini_patch16_224"', "unknown backbone 'vit_tini_patch16_224': did you mean 'vit_tiny_patch16_224'"),
     ('pretrained = True', "pretrained weights do not fit a backbone with another embed_dim: add -y"),
+    ('seed = -1', 'seed = -1 is out of range: it must be from 0'),
+    ('lr = float("inf")', 'lr = inf is out of range: it must be above 0 and finite'),
+    ('num_clr = -1', 'num_clr=-1 must be 0 or more'),
+    ('backbone = "resnet50"', "'resnet50' is not a flat ViT"),
+    ('backbone_kwargs = {"reducer": "topk"}', 'backbone_kwargs must not set reducer'),
+    ('backbone_kwargs = {"patchsize": 8}', "'vit_tiny_patch16_224' cannot be built with .*patchsize=8"),
+    ('teacher = "runs/none"', 'runs/none does not exist: give'),
     ('epochs = 0', 'epochs = 0 is out of range: it must be at least 1'),
     ('precision = "fp16"', "precision = 'fp16' is out of range: it must be one of auto, 32-true")], ids=lambda v: v.split(' = ')[0] if ' = ' in v else '')
 def test_bad_values(values, message, tmp_path, monkeypatch):
     monkeypatch.delenv('IN_TEST', raising=False)
-    with pytest.raises((ValueError, TypeError), match=message) as caught: start(values, tmp_path/'run')
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message) as caught: start(values, tmp_path/'run')
     assert '\n' not in str(caught.value) and not (tmp_path/'run').exists()
 
 def test_good_values(tmp_path, monkeypatch):
@@ -42,4 +49,10 @@ def test_good_values(tmp_path, monkeypatch):
     monkeypatch.setenv('CLCA_ROOT', str(tmp_path))
     names = start('keep = "[0.7, 0.5, 0.25]"\nlr = 1\nat = "[2, 4, 6]"\nout = ""', '')
     assert names['build']['keep'] == [.7, .5, .25] and names['recipe'].lr == 1. and names['build']['at'] == [2, 4, 6]
-    assert names['out'].parent == tmp_path/'runs' and names['out'].name.startswith('typefaces-evit-') and names['out'].is_dir()
+    assert names['folder'].parent == tmp_path/'runs' and names['folder'].name.startswith('typefaces-evit-') and not names['folder'].exists()
+
+def test_a_folder_of_another_run_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv('IN_TEST', raising=False)
+    (tmp_path/'parameters.json').write_text('{"keep": 0.1}')
+    with pytest.raises(ValueError, match='holds a run with keep = 0.1, not 0.5'): start('keep = 0.5', tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['parameters.json']

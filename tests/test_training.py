@@ -145,3 +145,8 @@ def test_loading_processes_and_half_precision(tmp_path):
     for workers in (0, 1): train(tiny.model(), tiny.data(), tmp_path/str(workers), recipe(workers))
     assert same_bits(tmp_path/'0', tmp_path/'1') and history(tmp_path/'0')[SAME].equals(history(tmp_path/'1')[SAME])
     assert read(tmp_path/'0')['precision_used'] == 'bf16-mixed'
+
+def test_a_run_that_diverges_is_not_finished(tmp_path):
+    with pytest.raises(FloatingPointError, match='the loss is nan in epoch 1 at lr = 1e'):
+        train(tiny.model(), tiny.data(), tmp_path/'run', Recipe(epochs=2, batch_size=8, lr=1e30, clip_grad=0., warmup_epochs=0))
+    assert not (tmp_path/'run'/'metrics.json').exists() and not (tmp_path/'run'/'last.ckpt').exists()

@@ -47,6 +47,7 @@ class Reducer(nn.Module):
     before = False # reduce before the block, else between attention and MLP
     protects_prefix = False # the published method never reduces registers
     protects_cache = False # the published method never reduces what the cache appended
+    merges = False # tokens are merged or mixed, not selected
     masks = False # a token's size may be 0, and then it must not be seen
     def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
         super().__init__()

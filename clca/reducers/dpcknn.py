@@ -53,14 +53,14 @@ def dpcknn(
 # %% ../../nbs/reducers/05_dpcknn.ipynb #343944fc
 class DPCKNN(Reducer):
     "DPC-KNN before the block; int(patches * total) clusters, at least 5 (1 in the last stage). Registers and the cache's tokens are left alone."
-    before = protects_prefix = protects_cache = True
+    before = protects_prefix = protects_cache = merges = True
     def __init__(self, dim: int, stage, patches: int, *, score: str = "cls", reference: bool = False):
         super().__init__(dim, stage, patches, score=score, reference=reference)
         self.score = nn.Linear(dim, 1)
         nn.init.trunc_normal_(self.score.weight, std=.02); nn.init.zeros_(self.score.bias)
     def forward(self, view: View) -> Merge | None:
         m = min(max(absolute(self.stage.total, view.patches), 1 if self.stage.last else 5), view.n)
-        if m == view.n and not self.reference: return None
+        if m == view.n and not (self.reference or self.training): return None # in training its weights need a gradient
         noise = 1e-6 if self.reference and self.training else 0.
         score = self.score(view.body).squeeze(2)
         return dpcknn(view.body, m, (score.float() if score.dtype in (torch.float16, torch.bfloat16) else score).exp(), noise=noise)

@@ -25,4 +25,6 @@ class EViT(Reducer):
     "EViT on CLS attention; ceil(keep * n) of n candidates stay, and one fused token."
     def forward(self, view: View) -> Fuse | None:
         m = relative(self.stage.keep, view.n)
-        return None if m >= view.n else evit(self.scores(view), m)
+        if m >= view.n: return None
+        score = self.scores(view)
+        return evit(score / score.sum(1, keepdim=True) if self.criterion == "update" else score, m) # norms are no shares yet

@@ -23,7 +23,7 @@ def patchmerger(
 # %% ../../nbs/reducers/08_patchmerger.ipynb #aa193ced
 class PatchMerger(Reducer):
     "PatchMerger before the block; int(patches * total) queries. The cache's tokens are mixed in, registers of the backbone are not."
-    before = protects_prefix = True
+    before = protects_prefix = merges = True
     def __init__(self, dim: int, stage, patches: int, *, score: str = "cls", reference: bool = False):
         super().__init__(dim, stage, patches, score=score, reference=reference)
         m = absolute(stage.total, patches)

@@ -22,7 +22,7 @@ def sit(
 # %% ../../nbs/reducers/07_sit.ipynb #6955bfdc
 class SiT(Reducer):
     "SiT before the block; int(patches * total) new tokens. The cache's tokens are mixed in, registers of the backbone are not."
-    before = protects_prefix = True
+    before = protects_prefix = merges = True
     def __init__(self, dim: int, stage, patches: int, *, score: str = "cls", reference: bool = False):
         super().__init__(dim, stage, patches, score=score, reference=reference)
         m = absolute(stage.total, patches)

@@ -34,6 +34,7 @@ def tome(
 # %% ../../nbs/reducers/06_tome.ipynb #469b9b3b
 class ToMe(Sized):
     "ToMe between attention and MLP, on keys; as many pairs as lead from the previous target to int(patches * total), at most half the candidates."
+    merges = True
     def forward(self, view: View) -> Merge | None:
         targets = absolute(self.stage.previous, view.patches), absolute(self.stage.total, view.patches)
         r = min(targets[0] - targets[1], view.n // 2)
