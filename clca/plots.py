@@ -150,11 +150,11 @@ def accuracy_cost(
     fig, axes = _figure(len(groups), width=5.4)
     for ax, ((dataset, backbone, size), g) in zip(axes[0], groups):
         _curves(ax, g, "gmacs")
-        ticks = g.groupby("keep").gmacs.min()
+        ticks, (unit, name) = g.groupby("keep").gmacs.min(), (1e3, "10⁶") if g.gmacs.max() < 1 else (1, "10⁹")
         ax.set(xscale="log", xlim=(g.gmacs.min()*.93, g.gmacs.max()*1.07), ylabel="top-1 (%)",
-               xlabel="10⁹ multiply-accumulates; below: keep rate",
+               xlabel=f"{name} multiply-accumulates; below: keep rate",
                title=f"{label(dataset)}, {int(size)} px, {label(backbone)}\n{' and '.join(g.source.unique())}")
-        ax.set_xticks(ticks, [f"{c:.2g}\n{k:g}" for k, c in ticks.items()]); ax.minorticks_off()
+        ax.set_xticks(ticks, [f"{unit*c:.2g}\n{k:g}" for k, c in ticks.items()]); ax.minorticks_off()
     _legend(axes[0])
     fig.suptitle(title)
     return fig

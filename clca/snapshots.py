@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 import torch, torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from .checkpoints import load_checkpoint
 from .data import load_data
+from .records import write_atomic
 from .runs import read_metrics
 from .tokens import apply
 from .tracing import survival, trace
@@ -103,7 +104,7 @@ def save_snapshot(
     "Write the snapshot of a run; the same run gives the same bytes."
     arrays, facts = snapshot(run, **kwargs)
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, path, {"facts": json.dumps(facts, sort_keys=True)})
+    write_atomic(path, save(arrays, {"facts": json.dumps(facts, sort_keys=True)}))
     return path
 
 def load_snapshot(path: str | Path) -> tuple[dict[str, Tensor], dict]: # arrays; facts

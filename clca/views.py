@@ -197,7 +197,7 @@ def cka_blocks(
 ) -> Figure:
     "Similarity of every block with every other, a panel for each model."
     style()
-    fig = Figure(figsize=(4*len(features) + .8, 4.5), layout="constrained"); axes = fig.subplots(1, len(features), squeeze=False)[0]
+    fig = Figure(figsize=(4*len(features) + .8, 5.4), layout="compressed"); axes = fig.subplots(1, len(features), squeeze=False)[0]
     for ax, (name, f) in zip(axes, features.items()):
         heat = ax.imshow([[cka(a, b) for b in f] for a in f], vmin=0, vmax=1, cmap="viridis", origin="lower")
         ax.set(title=name, xlabel="block", ylabel="block", xticks=range(0, len(f), 2), yticks=range(0, len(f), 2)); ax.grid(False)
