@@ -89,15 +89,29 @@ def read_published(
     except pickle.UnpicklingError as e:
         what = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(e))
         raise ValueError(f"{path} is refused: it holds {what[1] if what else 'something'} beside weights and arguments, or is damaged. Only load files you trust, by your own means") from None
-    except (RuntimeError, EOFError) as e: raise ValueError(f"{path} cannot be read as a checkpoint: {str(e).splitlines()[0]}") from None
+    except OSError: raise
+    except Exception as e: # whatever the bytes of another kind of file lead to
+        raise ValueError(f"{path} cannot be read as a checkpoint, it is empty, damaged or no file of torch.save: {type(e).__name__} {str(e).partition(chr(10))[0]}") from None
     if not isinstance(file, dict) or not {"config", "model"} <= set(file):
-        raise ValueError(f"{path} is not a published checkpoint: it needs `config` and `model`, and has {sorted(file) if isinstance(file, dict) else type(file).__name__}")
-    return file | {"config": vars(file["config"]) if isinstance(file["config"], argparse.Namespace) else dict(file["config"])}
+        raise ValueError(f"{path} is not a published checkpoint: it needs `config` and `model`, and has {sorted(map(str, file)) if isinstance(file, dict) else type(file).__name__}")
+    config, state = file["config"], file["model"]
+    if isinstance(config, argparse.Namespace): config = vars(config)
+    if not isinstance(config, dict) or not isinstance(config.get("model"), str):
+        raise ValueError(f"{path} is not a published checkpoint: `config` must hold the arguments of the run, with the name of the model as `model`")
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
+        raise ValueError(f"{path} is not a published checkpoint: `model` must hold tensors by name, as `state_dict()` gives them")
+    return file | {"config": config}
 
 # %% ../nbs/16_checkpoints.ipynb #c2da31d8
+def _sizes(state: dict[str, Tensor], name: str, dims: int) -> torch.Size:
+    sizes = state[name].shape if name in state else None
+    if sizes is None or len(sizes) != dims or 0 in sizes:
+        raise ValueError(f"{name!r} must have {dims} dimensions and {'is missing' if sizes is None else f'is {list(sizes)}'} in the checkpoint: is it one of a flat ViT, with the head that `config` names?")
+    return sizes
+
 def _grid(state: dict[str, Tensor], prefix: int) -> int:
     "Patches along one side, from the number of positions: all tokens have one, or only the patches."
-    n, c = state["pos_embed"].shape[1], state["clr"].shape[1] if "clr" in state else 0
+    n, c = _sizes(state, "pos_embed", 3)[1], _sizes(state, "clr", 3)[1] if "clr" in state else 0
     for patches in (n, n - prefix, n - prefix - c):
         if math.isqrt(max(patches, 0)) ** 2 == patches: return math.isqrt(patches)
     raise ValueError(f"pos_embed has {n} positions, which are no square grid: only square images can be loaded")
@@ -110,13 +124,13 @@ def published_model(
     prefix, _, rest = config["model"].partition("_")
     reducer, backbone = (prefix, rest) if prefix in names() else ("none", config["model"])
     keep, at = config.get("keep_rate") or [1.], config.get("reduction_loc") or [3, 6, 9]
-    keep = list(keep) if isinstance(keep, (list, tuple)) else [keep]
+    keep, at = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (keep, at))
     head = "linear" if not config.get("ifa_head") else "ifa" if config.get("ifa_dws_conv_groups", 2) == 0 else "cla"
-    classes = state["head.weight" if head == "linear" else "ifa_head.0.4.weight"].shape[0]
-    width, _, _, patch = state["patch_embed.proj.weight"].shape
-    special = 1 + (state["reg_token"].shape[1] if "reg_token" in state else 0)
-    return dict(backbone=backbone.split(".")[0], num_classes=classes, reducer=reducer, keep=keep[0] if len(keep) == 1 else keep, at=list(at), head=head,
-        cache=bool(config.get("clc")), num_clr=state["clr"].shape[1] if "clr" in state else 0, gap=bool(config.get("clc_include_gap", True)),
+    classes = _sizes(state, "head.weight" if head == "linear" else "ifa_head.0.4.weight", 3 if head == "cla" else 2)[0]
+    width, _, _, patch = _sizes(state, "patch_embed.proj.weight", 4)
+    special = 1 + (_sizes(state, "reg_token", 3)[1] if "reg_token" in state else 0)
+    return dict(backbone=backbone.split(".")[0], num_classes=classes, reducer=reducer, keep=keep[0] if len(keep) == 1 else keep, at=at, head=head,
+        cache=bool(config.get("clc")), num_clr=_sizes(state, "clr", 3)[1] if "clr" in state else 0, gap=bool(config.get("clc_include_gap", True)),
         recover_last=bool(config.get("clc_recover_at_last", True)), image_size=_grid(state, special) * patch, patch_size=patch, embed_dim=width)
 
 # %% ../nbs/16_checkpoints.ipynb #d0fbdf64
@@ -129,7 +143,9 @@ def load_checkpoint(
     if path.is_dir(): return _load_run(path)
     file = read_published(path)
     build = published_model(file["config"], file["model"])
-    return load_reference_state(create_model(build.pop("backbone"), build.pop("num_classes"), reference=True, **build), file["model"]).eval()
+    try: model = create_model(build.pop("backbone"), build.pop("num_classes"), reference=True, **build)
+    except (TypeError, RuntimeError) as e: raise ValueError(f"the model of {path} cannot be built: {e}") from e
+    return load_reference_state(model, file["model"]).eval()
 
 def _load_run(folder: Path) -> nn.Module:
     for name in ("config.json", "model.safetensors"):

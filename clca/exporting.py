@@ -6,21 +6,28 @@
 __all__ = ['WRITERS', 'program', 'run_file', 'difference', 'describe', 'note', 'export']
 
 # %% ../nbs/19_export.ipynb #1042a62e
-import copy, importlib.metadata, importlib.util, json, logging, warnings
+import copy, importlib.metadata, importlib.util, json, logging, shutil, tempfile, warnings
 from collections.abc import Sequence
 from pathlib import Path
 import torch
 from torch import Tensor, nn
 from .checkpoints import load_checkpoint
-from .reducers import REDUCERS
+from .reducers import ATS, REDUCERS
 
 # %% ../nbs/19_export.ipynb #aa61377f
+def _plain(model: nn.Module) -> nn.Module:
+    "A copy to trace and compare, out of `torch.compile`."
+    return copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval()
+
+def _size(model: nn.Module) -> tuple[int, int, int]: # channels, height, width
+    return getattr(model.backbone, "in_chans", 3), *model.backbone.patch_embed.img_size
+
 def program(
     model: nn.Module, # from `create_model`
 ) -> torch.export.ExportedProgram: # of a copy in evaluation, single precision, on the CPU
     "Trace the model into a graph with a free batch size."
-    model = copy.deepcopy(model).cpu().float().eval()
-    images = torch.zeros(2, 3, *model.backbone.patch_embed.img_size)
+    model = _plain(model)
+    images = torch.zeros(2, *_size(model))
     with torch.no_grad(): return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 # %% ../nbs/19_export.ipynb #bdf5e730
@@ -45,7 +52,7 @@ WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
 # %% ../nbs/19_export.ipynb #3e6f7a93
 def run_file(
     path: str | Path, # .onnx or .pt2
-    images: Tensor, # [B, 3, H, W]
+    images: Tensor, # [B, 3, H, W], or as many channels as the model takes
 ) -> Tensor: # [B, C] logits
     "Logits of an exported file, by ONNX Runtime or PyTorch."
     if Path(path).suffix == ".pt2": return torch.export.load(path).module()(images).detach()
@@ -59,8 +66,8 @@ def difference(
     n: int = 3, # images
 ) -> float: # median over images of the largest difference of a logit, relative to the largest logit
     "How far an exported file is from its model, on noise."
-    model = copy.deepcopy(model).cpu().float().eval()
-    images = torch.randn(n, 3, *model.backbone.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    model = _plain(model)
+    images = torch.randn(n, *_size(model), generator=torch.Generator().manual_seed(0))
     logits = model(images)
     return ((run_file(path, images) - logits).abs().amax(1).median() / logits.abs().amax().clamp(min=1e-6)).item()
 
@@ -71,10 +78,10 @@ def describe(
     mean: Sequence[float], std: Sequence[float], # of each channel, for pixels in [0, 1]
 ) -> dict: # for JSON
     "What one must know to run a model and to tell which one it is."
-    h, w = model.backbone.patch_embed.img_size
+    c, h, w = _size(model)
     kind = dict(reducer=next(n for n, r in REDUCERS.items() if r is model.method), at=list(model.at), keep=[s.stage.keep for s in model.stages],
                 head="linear" if model.head is None else type(model.head).__name__.removesuffix("Head").lower(), cache=model.cache is not None, reference=model.reference)
-    return dict(input={"images": ["batch", 3, h, w]}, output={"logits": ["batch", model.num_classes]}, image_size=[h, w],
+    return dict(input={"images": ["batch", c, h, w]}, output={"logits": ["batch", model.num_classes]}, image_size=[h, w],
                 resize=[int(h / .875), int(w / .875)], mean=list(mean), std=list(std), classes=list(classes), model=kind,
                 versions={p: importlib.metadata.version(p) for p in ("torch", "timm", "onnx", "onnxscript", "clca") if importlib.util.find_spec(p)})
 
@@ -120,12 +127,14 @@ for path, row in zip(sys.argv[1:], logits):
 def note(
     path: Path, # of the exported file
     about: dict, # from `describe`
+    data: Sequence[str] = (), # files that hold the weights beside it
 ) -> str: # Markdown
     "How to run an exported file, with lines that work as they stand."
     package, start, call = _START[path.suffix]
     (h, w), m = about["image_size"], about["model"]
     kind = "no token reduction" if m["reducer"] == "none" else f"tokens reduced by {m['reducer']} in blocks {m['at']} with keep rates {m['keep']}"
     text = f"A vision transformer with {len(about['classes'])} classes: {kind}, {'with' if m['cache'] else 'without'} cache, {m['head']} head."
+    if data: text += f" Its weights are in {' and '.join(f'`{d}`' for d in data)}, without which it does not run: keep both under their names in one folder."
     return _NOTE.format(file=path.name, name=path.stem, about=text, h=h, w=w, c=len(about["classes"]), package=package,
                         start=start.format(file=path.name), call=call.format())
 
@@ -134,11 +143,14 @@ def _facts(
     model: nn.Module | str | Path, # a model, or what `load_checkpoint` takes
     classes, mean, std, # what the caller knows
 ) -> tuple[nn.Module, dict]: # model, what goes with it
-    if isinstance(model, nn.Module): config = {}
+    if isinstance(model, nn.Module): model, config = getattr(model, "_orig_mod", model), {}
     else:
         config = Path(model) / "config.json"
         config = json.loads(config.read_text()) if config.exists() else {}
         model = load_checkpoint(model)
+    if (c := _size(model)[0]) != 3: raise ValueError(f"export prepares RGB photographs and the model takes in_chans={c}: use clca.exporting.program for the graph alone")
+    if model.reference and model.method is ATS:
+        raise ValueError("reference=True with reducer='ats' cannot be exported, since what published ATS answers depends on the whole batch: use the default behaviour")
     timm_cfg = getattr(model.backbone, "pretrained_cfg", None) or {}
     pick = lambda name, given, default: given if given is not None else config.get(name, timm_cfg.get(name, default))
     classes = pick("classes", classes, [str(i) for i in range(model.num_classes)])
@@ -154,20 +166,22 @@ def export(
     std: Sequence[float] | None = None, # the same for the standard deviation
 ) -> Path: # of the file
     """Write the model as ONNX or as an exported PyTorch program with any batch size, beside it a .json (labels, preparation of images, versions) and a
-    .md (how to run it). Raises `ValueError` for another suffix or number of labels, `ImportError` without the extra packages, `RuntimeError` if
-    the file does not answer as the model does."""
+    .md (how to run it). Weights above 1.5 GiB go into a .onnx.data beside the .onnx. Raises `ValueError` for another suffix, number of labels or
+    of channels and for published ATS, `ImportError` without the extra packages, `RuntimeError` if the file does not answer as the model does."""
     path = Path(path)
     if path.suffix not in WRITERS: raise ValueError(f"{path.name!r} does not end in .onnx or .pt2: the ending chooses the format")
     if path.suffix == ".onnx": _need("onnx", "onnxscript", "onnxruntime")
     model, about = _facts(model, classes, mean, std)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+    part = folder / path.name # the final name, for an ONNX file names its data file
     try:
         WRITERS[path.suffix](program(model), part)
         about["difference"] = difference(model, part)
         if not about["difference"] < 1e-3: raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1))
-    path.with_suffix(".md").write_text(note(path, about))
+        data = [p.name for p in folder.iterdir() if p != part]
+        part.with_suffix(".json").write_text(json.dumps(about, indent=1))
+        part.with_suffix(".md").write_text(note(path, about, data))
+        for p in sorted(folder.iterdir(), reverse=True): p.replace(path.with_name(p.name)) # data before the file that names it
+    finally: shutil.rmtree(folder, ignore_errors=True)
     return path

@@ -46,7 +46,7 @@ def inspect_file(path: str) -> tuple[str, str]: # Digest of the bytes; why the f
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image: to_rgb(image)
     except UnidentifiedImageError: return '', 'not an image' if data else 'empty file'
-    except Exception as e: return '', str(e) or type(e).__name__
+    except Exception as e: return '', getattr(e, 'strerror', None) or str(e) or type(e).__name__
     return hashlib.sha256(data).hexdigest()[:16], ''
 
 # %% ../nbs/22_images.ipynb #f1dfab3d
@@ -65,23 +65,29 @@ def _load_json(path: Path) -> dict:
     except (OSError, ValueError, TypeError): return {}
 
 # %% ../nbs/22_images.ipynb #77992e26
+def _stat(path: str) -> list[int]:
+    "Size and time of change, or nothing for what cannot be reached, such as a link to a removed file."
+    try: found = os.stat(path)
+    except OSError: return []
+    return [found.st_size, found.st_mtime_ns]
+
 def inspect_files(
-    paths: Sequence[str], # Absolute paths of existing files
+    paths: Sequence[str], # Absolute paths
     source: str, # What names the data set: a folder or a CSV
 ) -> dict[str, tuple[str, str]]: # path -> (digest, why it cannot be used)
     "`inspect_file` for all, in threads; remembered in data/cache by size and time of change, so that the next start is immediate."
     remembered = data_dir()/'cache'/f'{hashlib.sha256(str(source).encode()).hexdigest()[:16]}.json'
-    stats = {p: os.stat(p) for p in paths}
-    known = {p: v for p, v in _load_json(remembered).items() if p in stats and v[:2] == [stats[p].st_size, stats[p].st_mtime_ns]}
+    stats = {p: _stat(p) for p in paths}
+    known = {p: v for p, v in _load_json(remembered).items() if p in stats and v[:2] == stats[p]}
     todo = [p for p in stats if p not in known]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             for result, p in zip(tqdm(pool.map(inspect_file, todo), desc='check images', total=len(todo), delay=1, mininterval=.5), todo):
-                known[p] = [stats[p].st_size, stats[p].st_mtime_ns, *result]
+                known[p] = [*stats[p], *result]
         finally:
             pool.shutdown(cancel_futures=True)
             if todo: _save_json(remembered, known)
-    return {p: (known[p][2], known[p][3]) for p in paths}
+    return {p: tuple(known[p][-2:]) for p in paths}
 
 # %% ../nbs/22_images.ipynb #e9e9f58c
 def resized(

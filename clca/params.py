@@ -22,6 +22,11 @@ def _number(value: Any, kind: type) -> Any:
     return value
 
 # %% ../nbs/24_params.ipynb #24523598
+def _written(kind: Any) -> str:
+    "An annotation as a reader would say it."
+    if get_origin(kind) in (Union, UnionType): return ' or '.join(map(_written, get_args(kind)))
+    return kind.__name__.replace('NoneType', 'None') if type(kind) is type else str(kind).replace('typing.', '')
+
 def as_kind(value: Any, # what papermill or the notebook assigned
             kind: Any,  # the annotation: a class, `list[int]`, `Optional[str]`, `Union[float, list[float]]`
             ) -> Any:   # the value, converted if that loses nothing; `TypeError` or `ValueError` if it does not fit
@@ -32,7 +37,7 @@ def as_kind(value: Any, # what papermill or the notebook assigned
     if base in (list, tuple, dict) and isinstance(value, str): value = ast.literal_eval(value)
     if base in (list, tuple) and isinstance(value, (list, tuple)): return base(as_kind(v, args[0]) if args else v for v in value)
     value = _number(value, base)
-    if not isinstance(value, base) or isinstance(value, bool) and base is not bool: raise TypeError(f'{value!r} is no {kind}')
+    if not isinstance(value, base) or isinstance(value, bool) and base is not bool: raise TypeError(f'{value!r} is no {_written(kind)}')
     return value
 
 # %% ../nbs/24_params.ipynb #723ec180
@@ -41,7 +46,7 @@ def _first_kind(value: Any, kinds: tuple) -> Any:
     for kind in kinds:
         try: return as_kind(value, kind)
         except (TypeError, ValueError, SyntaxError): pass
-    raise TypeError(f'{value!r} is none of {kinds}')
+    raise TypeError(f'{value!r} is none of {", ".join(map(_written, kinds))}')
 
 # %% ../nbs/24_params.ipynb #e95e6948
 def _names(source: str, node: type) -> list[str]:
@@ -73,14 +78,20 @@ def _check_names(history: list[str], kinds: dict) -> None:
 # %% ../nbs/24_params.ipynb #8757655a
 _hint = {str: 'papermill turns numbers, nan, None and True into values, so pass text with -r', bool: 'write True or False',
          list: "write it like '[3, 6, 9]'", tuple: "write it like '[3, 6, 9]'", dict: "write it like '{\"name\": 1}'"}
+_like = {NoneType: 'None', bool: 'True or False', int: 'a whole number like 3', float: 'a number like 0.25', str: 'a text (with -r)',
+         list[int]: "a list like '[3, 6, 9]'", list[float]: "a list like '[0.5, 0.25]'", list[bool]: "a list like '[True, False]'",
+         list[str]: "a list like '[\"a\", \"b\"]'", list[list[int]]: "a list like '[[3, 6, 9], [4, 8]]'", dict: "a dictionary like '{\"name\": 1}'"}
+
+def _advice(kind: Any) -> str:
+    "How to write a value of `kind`."
+    if get_origin(kind) in (Union, UnionType): return 'write ' + ', or '.join(_like.get(k, _written(k)) for k in get_args(kind))
+    return _hint.get(get_origin(kind) or kind, 'pass a value of that type')
 
 def _check_type(name: str, value: Any, kind: Any) -> Any:
     "`value` as `kind`, or a `ValueError` that names both."
     try: return as_kind(value, kind)
     except (TypeError, ValueError, SyntaxError):
-        hint = _hint.get(get_origin(kind) or kind, 'pass a value of that type')
-        wanted = kind.__name__ if type(kind) is type else str(kind).replace('typing.', '')
-        raise ValueError(f'{name} = {value!r} does not fit its type {wanted}: {hint}') from None
+        raise ValueError(f'{name} = {value!r} does not fit its type {_written(kind)}: {_advice(kind)}') from None
 
 # %% ../nbs/24_params.ipynb #19493b9d
 def check_parameters(history: list[str], # `In`, the sources of the cells run so far

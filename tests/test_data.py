@@ -1,5 +1,5 @@
 "Data: what is read from files of every kind, what is refused and in which words, and that nothing depends on chance."
-import hashlib, os, subprocess, sys, threading
+import hashlib, os, subprocess, sys, threading, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -52,7 +52,7 @@ def test_flat_folder_is_divided_by_class(flat):
 def test_folder_with_splits(tmp_path):
     for split, n in dict(train=10, val=2, test=3).items():
         for c in 'ab':
-            for k in range(n): picture(tmp_path/'d'/split/c/f'{k}.png', k)
+            for k in range(n): picture(tmp_path/'d'/split/c/f'{k}.png', 100*n + k)
     data = folder(tmp_path/'d')
     assert [counts(data, s) for s in ('train', 'val', 'test')] == [[10, 10], [2, 2], [3, 3]]
     for p in (tmp_path/'d/val').rglob('*.png'): p.unlink()
@@ -159,7 +159,18 @@ def test_one_class(flat):
     with pytest.raises(ValueError, match='only 1 class'): folder(flat)
 
 def test_too_high_root(flat):
-    with pytest.raises(ValueError, match='flat holds no image.*class folders lie in data_root'): folder(flat.parent)
+    with pytest.raises(ValueError, match='flat holds only folders: its images must lie directly in it .*data_root is one level too high'):
+        folder(flat.parent)
+
+@pytest.mark.parametrize('names', [('train', 'valid', 'test'), ('Train', 'Test'), ('val', 'test'), ('train', 'test', 'more')])
+def test_splits_under_other_names(tmp_path, names):
+    for name in names: picture(tmp_path/'d'/name/'a'/'0.png')
+    with pytest.raises(ValueError, match=f"looks like splits.* but has {', '.join(sorted(names))}: its folders must be called train, val, test"):
+        folder(tmp_path/'d')
+
+def test_classes_called_like_splits(flat):
+    os.rename(flat/'ant', flat/'test'); (flat/'__pycache__').mkdir()
+    assert folder(flat).classes == ['bee', 'cow', 'test']
 
 def test_folder_without_test(tmp_path):
     picture(tmp_path/'d/train/a/0.png'); picture(tmp_path/'d/val/a/0.png')
@@ -175,11 +186,17 @@ def test_unknown_dataset_and_root(flat, tmp_path):
     (tmp_path/'void').mkdir()
     with pytest.raises(ValueError, match='holds no class folders'): folder(tmp_path/'void')
     with pytest.raises(ValueError, match='image_size is 0'): load_data('typefaces', image_size=0)
+    with pytest.raises(ValueError, match='data_seed is -1: it must be at least 0'): load_data('typefaces', data_seed=-1)
+    assert not data_dir().exists() or not list(data_dir().iterdir())
 
 @pytest.mark.parametrize('text,message', [
-    ('file,label\n1.png,a', r'lacks the column\(s\) path: it has file, label'),
-    ('a,b\n1.png,a', r'lacks the column\(s\) path, label: it has a, b'),
-    ('path,label\n', 'has no rows'), ('', 'cannot be read as a CSV'), ('path,label\n1,2\n3,4,5,6', 'cannot be read as a CSV'),
+    ('file,label\n1.png,a', r'lacks the column\(s\) path: it has .file, label'),
+    ('a,b\n1.png,a', r'lacks the column\(s\) path, label: it has .a, b'),
+    ('path,label\n', 'has no rows'), ('', 'cannot be read as a CSV'), ('path,label\n1,2\n3,4,5,6', 'line 3 has 4 columns, but the header 2'),
+    ('path,label\na/0.png,a,7\na/1.png,b,7', 'line 2 has 3 columns, but the header 2: put a text with a comma in double quotes'),
+    ('path;label\n0.png;a', 'save it comma-separated, in UTF-8'), ('path\tlabel\n0.png\ta', 'save it comma-separated, in UTF-8'),
+    ('path,label\n"0.png,a\n1.png,b', 'cannot be read as a CSV .*: save it'),
+    ('\n\npath,label\n\n0.png,a\n , \n1.png,', 'line 7: label is empty'), ('path,label\n0.png,a\n1.png', 'line 3: label is empty'),
     ('path,label\n0.png,a\n1.png,', 'line 3: label is empty'),
     ('path,label,split\n0.png,a,train\n1.png,a,', 'line 3: split is empty'),
     ('path,label,split\n0.png,a,train\n1.png,a,valid', "the split 'valid': valid are train, val, test"),
@@ -190,6 +207,31 @@ def test_unknown_dataset_and_root(flat, tmp_path):
 def test_bad_csv(listed, text, message):
     with pytest.raises(ValueError, match=message) as e: csv(listed(text))
     assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'latin-1'])
+def test_csv_in_another_encoding(listed, encoding):
+    path = Path(listed('')); path.write_bytes('path,label\n0.png,\xe9\n1.png,b'.encode(encoding))
+    with pytest.raises(ValueError, match='save it comma-separated, in UTF-8'): csv(str(path))
+
+def test_blank_lines_in_a_csv(listed):
+    rows = [f'{k}.png,{k % 2}' for k in range(10)]
+    want = csv(listed('\n'.join(['path,label', *rows])))
+    for blank in ('\n\n', '\r\n\r\n', '\n,\n'):
+        with_blanks = csv(listed(blank.join(['path,label', *rows]) + blank))
+        assert with_blanks.hash == want.hash and with_blanks.train.paths == want.train.paths
+
+def test_link_to_nothing(flat):
+    (flat/'ant/x.png').symlink_to(flat/'gone.png')
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r'1 of 31 files .*: ant/x.png \(No such file or directory\); .*skip_bad=True'): folder(flat)
+    with pytest.warns(UserWarning, match='1 of 31'): assert folder(flat, skip_bad=True).skipped == ['ant/x.png']
+
+def test_same_bytes_in_train_and_test(tmp_path):
+    for split, first in dict(train=0, val=10, test=20).items():
+        for k, c in enumerate('ab'): picture(tmp_path/'d'/split/c/'0.png', first + k)
+    with warnings.catch_warnings(action='error'): folder(tmp_path/'d')
+    picture(tmp_path/'d/test/a/0.png', 0); picture(tmp_path/'d/test/b/1.png', 1)
+    with pytest.warns(UserWarning, match=r'2 of 3 test images .*first is test/a/0.png \(the same as train/a/0.png\): remove'): folder(tmp_path/'d')
 
 def test_same_file_through_a_link(tmp_path):
     for split in ('train', 'test'):
@@ -306,6 +348,7 @@ def test_memory_changes_nothing(flat, monkeypatch):
     assert held.train.memory is not None and read.train.memory is None
     assert all((a[0] == b[0]).all() for s in ('train', 'val') for a, b in zip(getattr(held, s), getattr(read, s)))
 
+@pytest.mark.filterwarnings('ignore:.*byte for byte')
 def test_values(tmp_path):
     for c in 'ab':
         for k in range(3): p = picture(tmp_path/'d'/c/f'{k}.png'); Image.new('RGB', (30, 20), (255, 0, 51)).save(p)

@@ -1,5 +1,5 @@
 "Exported files answer as the model does, whatever the batch."
-import json, subprocess, sys
+import json, shutil, subprocess, sys
 import pytest, torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -52,6 +52,43 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     other = tiny(**SHALLOW, reducer="none")
     monkeypatch.setitem(exporting.WRITERS, ".pt2", lambda graph, path: torch.export.save(program(other), path))
     with pytest.raises(RuntimeError, match="differs from the model"): export(tiny(**SHALLOW), tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+
+def test_weights_beside_the_file(tmp_path, monkeypatch):
+    "Large weights go into a second file, that the first one names; a failed export leaves an earlier one whole."
+    pytest.importorskip("onnxruntime", reason="pip install clca[export]")
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+    model, x = tiny(**SHALLOW), torch.randn(3, 3, 32, 32)
+    export(model, tmp_path / "a" / "m.onnx")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    assert sorted(before) == ["m.json", "m.md", "m.onnx", "m.onnx.data"] and b"`m.onnx.data`" in before["m.md"]
+    with monkeypatch.context() as m:
+        m.setattr(exporting, "difference", lambda *_: float("nan"))
+        with pytest.raises(RuntimeError, match="differs from the model"): export(tiny(**SHALLOW, reducer="topk"), tmp_path / "a" / "m.onnx")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    export(model, tmp_path / "a" / "m.onnx")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    with torch.no_grad(): assert (run_file(tmp_path / "b" / "m.onnx", x) - model(x)).abs().max() < 1e-4
+
+@pytest.mark.parametrize("backbone", ["vit", "rope"])
+def test_channels(tmp_path, backbone):
+    model = tiny(backbone, **SHALLOW, in_chans=1)
+    exporting.WRITERS[".pt2"](program(model), tmp_path / "m.pt2")
+    assert difference(model, tmp_path / "m.pt2") < 1e-4
+    assert exporting.describe(model, list("abcdefg"), [.5], [.5])["input"] == {"images": ["batch", 1, 32, 32]}
+    with pytest.raises(ValueError, match="RGB photographs and the model takes in_chans=1"): export(model, tmp_path / "n" / "m.pt2")
+    assert not (tmp_path / "n").exists()
+
+def test_a_compiled_model(tmp_path):
+    model = torch.compile(tiny(**SHALLOW))
+    assert difference(model, export(model, tmp_path / "m.pt2")) < 1e-4
+    assert len(list(program(model).graph.nodes)) == len(list(program(model._orig_mod).graph.nodes))
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_published_ats(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(exporting, "_need", lambda *_: None)
+    monkeypatch.setattr(exporting, "program", lambda model: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="reference=True with reducer='ats' cannot be exported"): export(tiny(reducer="ats", reference=True), tmp_path / "n" / f"m{suffix}")
     assert not list(tmp_path.iterdir())
 
 def test_refusals(tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ lr: float = 1e-3 # learning rate"""
 def notebook(path, tags=('parameters',), parameters=PARAMETERS):
     "A notebook with the guard, which is loaded alone: importing the package takes longer than all the rest."
     new = nbformat.v4.new_code_cell
-    load = f'import json, runpy\ncheck_parameters = runpy.run_path({str(ROOT/"clca"/"params.py")!r})["check_parameters"]'
+    load = ('import json, sys, types\nif "clca" not in sys.modules:\n    sys.modules["clca"] = types.ModuleType("clca")\n'
+            f'    sys.modules["clca"].__path__ = [{str(ROOT/"clca")!r}]\nfrom clca.params import check_parameters')
     cells = [new(load), new(parameters, metadata={'tags': list(tags)}),
              new('settings = check_parameters(In, globals())'),
              new('assert settings == {k: globals()[k] for k in settings}\nprint(json.dumps(settings))')]
@@ -48,7 +49,9 @@ def test_lost_tag(tmp_path):
     assert "give that cell its tag 'parameters' back" in run(notebook(tmp_path/'x.ipynb', tags=()), '-p', 'keep', '0.5')
 
 @pytest.mark.parametrize('args, message', [(['-p', 'at', '6'], "at = 6 does not fit its type list[int]: write it like '[3, 6, 9]'"),
-                                           (['-p', 'backbone', 'nan'], 'backbone = nan does not fit its type str')])
+                                           (['-p', 'backbone', 'nan'], 'backbone = nan does not fit its type str'),
+                                           (['-p', 'keep', 'abc'], "keep = 'abc' does not fit its type float or list[float]: "
+                                                                   "write a number like 0.25, or a list like '[0.5, 0.25]'")])
 def test_wrong_type(tmp_path, args, message): assert message in run(notebook(tmp_path/'x.ipynb'), *args)
 
 def test_nbdev_test(tmp_path, monkeypatch, capfd):
