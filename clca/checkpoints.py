@@ -89,7 +89,7 @@ def read_published(
     except pickle.UnpicklingError as e:
         what = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(e))
         raise ValueError(f"{path} is refused: it holds {what[1] if what else 'something'} beside weights and arguments, or is damaged. Only load files you trust, by your own means") from None
-    except OSError: raise
+    except (FileNotFoundError, PermissionError): raise
     except Exception as e: # whatever the bytes of another kind of file lead to
         raise ValueError(f"{path} cannot be read as a checkpoint, it is empty, damaged or no file of torch.save: {type(e).__name__} {str(e).partition(chr(10))[0]}") from None
     if not isinstance(file, dict) or not {"config", "model"} <= set(file):

@@ -54,8 +54,8 @@ _LIKE_SPLITS = 'train', 'training', 'val', 'valid', 'validation', 'dev', 'test',
 def _check_splits(base: Path, names: list[str]):
     "Raise ValueError if folders which are no class folders seem to be splits under other names."
     like = [n for n in names if n.casefold() in _LIKE_SPLITS and any(p.is_dir() for p in _entries(base/n))]
-    if like: raise ValueError(f'data_root {str(base)!r} looks like splits, as {", ".join(like)} hold(s) folders, but has {", ".join(names)}: '
-                              f'its folders must be called {", ".join(SPLITS)}')
+    if like: raise ValueError(f'data_root {str(base)!r} looks like splits, with folders in {", ".join(like)}: '
+                              f'they must be called {", ".join(SPLITS)}, with nothing beside them (it has {", ".join(names)})')
 
 def read_folder(
     data_root: str, # Holds train/, val/, test/ with class folders, or the class folders themselves
