@@ -47,7 +47,7 @@ def unique(
     last = torch.iinfo(ids.dtype).max
     ids = ids.masked_fill(~first, last).sort(1).values
     valid = ids < last
-    if trim and len(ids) and not ids.is_meta and not torch.compiler.is_compiling(): ids, valid = (t[:, :int(valid.sum(1).max())] for t in (ids, valid))
+    if trim and not torch.compiler.is_compiling() and not ids.is_meta and len(ids): ids, valid = (t[:, :int(valid.sum(1).max())] for t in (ids, valid))
     return Select(ids.masked_fill(~valid, pad), valid)
 
 # %% ../../nbs/reducers/04_ats.ipynb #245556b8
