@@ -141,6 +141,7 @@ def _curves(ax, g, x, sizes=None):
             c = g[(g.source == source) & (g.variant == v)].sort_values("keep")
             _draw(ax, c, x, i > 0, label(v) + f" ({source})"*(len(sources) > 1), sizes)
 
+# %% ../nbs/26_plots.ipynb #856813d1
 def accuracy_cost(
     df: pd.DataFrame, # cells (see `clca.runs.cells`), of one reducer
     title: str = "Accuracy against cost",

@@ -50,6 +50,7 @@ def _lanes(ax, tops, recover, taps, tokens, head):
         _arrow(ax, (i + .71, tops[i] + .26), (i + .71, 1.62), color=PALETTE[2], linewidth=2.4)
         ax.text(i + .66, 1.4, f"CLS$_{j}$", ha="right", va="center", fontsize=12)
 
+# %% ../nbs/26b_views.ipynb #8f342ce7
 def method_diagram(
     tokens_in: Sequence[int], # tokens entering each block
     tokens_out: Sequence[int], # tokens leaving each block, before the cache is given back
