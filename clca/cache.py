@@ -50,9 +50,9 @@ def put_aside(
     weight: Tensor | None = None, # [B, N]
     clr: Tensor | None = None, # [B, num_clr, D] registers, if they are not at the end of `x`
 ) -> list[Tensor]: # each [B, ·, D]: pooled token, then registers
-    "What one block leaves in the cache."
+    "What one block leaves in the cache: copies, for a view would keep all tokens in memory."
     kept = [pooled(x, start, end, weight)] if cache.gap else []
-    return kept + ([x[:, x.shape[1] - cache.num_clr:] if clr is None else clr] if cache.num_clr else [])
+    return kept + ([x[:, x.shape[1] - cache.num_clr:].clone() if clr is None else clr] if cache.num_clr else [])
 
 # %% ../nbs/10_cache.ipynb #d7acc6e9
 def recovery_blocks(

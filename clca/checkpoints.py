@@ -10,6 +10,7 @@ __all__ = ['our_name', 'from_reference_state', 'load_reference_state', 'to_refer
 import argparse, json, math, pathlib, pickle, re
 from pathlib import Path
 import numpy as np, timm, torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from .head import CLAHead
@@ -150,7 +151,11 @@ def load_checkpoint(
 def _load_run(folder: Path) -> nn.Module:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists(): raise FileNotFoundError(f"{folder} has no {name}: is it a run folder, and is the run finished?")
-    build = json.loads((folder / "config.json").read_text())["model"]
-    model = create_model(**build | {"pretrained": False})
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    try: model = create_model(**json.loads((folder / "config.json").read_text())["model"] | {"pretrained": False})
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{folder / 'config.json'} does not say which model to build, it is damaged or of another program: {type(e).__name__} {e}") from e
+    try: model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (RuntimeError, SafetensorError) as e:
+        raise ValueError(f"{folder / 'model.safetensors'} does not hold the weights of the model in config.json: {' '.join(str(e).split())[:200]}") from e
     return model.eval()
+

@@ -241,7 +241,7 @@ def load_data(
     skip_bad: bool = False, # Go on without files that cannot be read
 ) -> Data:
     "The sets of images for a run. Raises ValueError with one sentence for whatever is wrong with the data."
-    for name, value, least in ('image_size', image_size, 1), ('images_per_class', images_per_class, 1), ('data_seed', data_seed, 0):
+    for name, value, least in ('image_size', image_size, 1), ('images_per_class', images_per_class, 1), ('seed', seed, 0), ('data_seed', data_seed, 0):
         if value < least: raise ValueError(f'{name} is {value}: it must be at least {least}')
     table, place = _read(dataset, data_root, image_size, images_per_class, data_seed)
     check_rows(table)

@@ -183,5 +183,6 @@ def export(
         part.with_suffix(".json").write_text(json.dumps(about, indent=1))
         part.with_suffix(".md").write_text(note(path, about, data))
         for p in sorted(folder.iterdir(), reverse=True): p.replace(path.with_name(p.name)) # data before the file that names it
+        if not data: path.with_name(f"{path.name}.data").unlink(missing_ok=True) # of an earlier, larger model
     finally: shutil.rmtree(folder, ignore_errors=True)
     return path

@@ -144,6 +144,14 @@ class Walkable(nn.Module):
     def auxiliary_loss(self, out: Output) -> Tensor:
         "Loss that the method adds in training, from `out = model(images, full=True)`."
         return self.method.loss(out.decisions)
+    def reset_classifier(self, num_classes: int) -> None:
+        "New weights for the last layer of the head, for other classes; all else stays, as in timm."
+        if self.head is None: self.backbone.reset_classifier(num_classes)
+        else:
+            if num_classes < 1: raise ValueError(f"num_classes={num_classes} leaves the head nothing to tell apart: it must be at least 1")
+            head = type(self.head)(self.backbone.embed_dim, len(self.taps), num_classes)
+            self.head.classifier = head.classifier.to(self.head.classifier.weight)
+        self.num_classes = num_classes
     def no_weight_decay(self) -> set[str]:
         "Names of parameters that weight decay must leave alone: timm's own, and the cache's registers with their positions."
         return {f"backbone.{n}" for n in self.backbone.no_weight_decay()} | {"cache.clr", "cache.pos"}

@@ -35,9 +35,10 @@ class Fuse(NamedTuple):
     "Keep the tokens `idx` and append one that sums up all tokens with `weight` (zero at kept ones)."
     idx: Tensor # [B, M]
     weight: Tensor # [B, N]
-    def __call__(self, x: Tensor) -> Tensor:
-        fused = self.weight.to(x.dtype).unsqueeze(1) @ (x if x.dim() == 3 else x.unsqueeze(2))
-        return torch.cat([gather(x, self.idx), fused if x.dim() == 3 else fused.squeeze(2)], 1)
+    def fused(self, x: Tensor) -> Tensor: # [B, 1, ...]
+        w = self.weight.to(x.dtype).unsqueeze(1)
+        return w @ x if x.dim() == 3 else (w @ x.unsqueeze(2)).squeeze(2)
+    def __call__(self, x: Tensor) -> Tensor: return torch.cat([gather(x, self.idx), self.fused(x)], 1)
     @property
     def place(self) -> Tensor: return torch.cat([self.idx, torch.full_like(self.idx[:, :1], -1)], 1)
 
@@ -84,9 +85,9 @@ def whole(
     lo: int, # number of protected tokens at the start: CLS, perhaps registers
     hi: int, # first protected token at the end
     N: int, # length of the sequence
-) -> Plan | None: # for `Select` the same plan on the whole sequence; `None` for plans that have no cheaper form
-    "Extend a selection over the protected tokens around it, so that one gather does all."
-    if not isinstance(plan, Select): return None
+) -> Select | None: # of the whole sequence; `None` for plans that copy no token as it is
+    "The tokens that stay as they are, protected ones included, so that one gather does all."
+    if not isinstance(plan, (Select, Fuse)): return None
     B, dev = plan.idx.shape[0], plan.idx.device
     ends = [torch.arange(a, b, device=dev).expand(B, -1) for a, b in ((0, lo), (hi, N))]
     return Select(torch.cat([ends[0], plan.idx + lo, ends[1]], 1))
@@ -100,7 +101,9 @@ def apply(
     values: Tensor | None = None, # [B, hi - lo, ...] in place of `x[:, lo:hi]`, for methods that normalise first
 ) -> Tensor: # [B, M, ...] protected start, reduced tokens, protected end
     "Apply a plan to the tokens between the protected ends."
-    if values is None and (rows := whole(plan, lo, hi, x.shape[1])) is not None: return rows(x)
+    if values is None and (rows := whole(plan, lo, hi, x.shape[1])) is not None:
+        kept, at = rows(x), lo + plan.idx.shape[1]
+        return kept if isinstance(plan, Select) else torch.cat([kept[:, :at], plan.fused(x[:, lo:hi]), kept[:, at:]], 1)
     return torch.cat([x[:, :lo], plan(x[:, lo:hi] if values is None else values), x[:, hi:]], 1)
 
 # %% ../nbs/00_tokens.ipynb #61c98b48
