@@ -71,7 +71,7 @@ PRESETS = dict(
                keep=[.1, .25], variant=["base", "cla", "clca"]),
     evidence=dict(_TINY, backbone_kwargs=_vit(64), image_size=48, images_per_class=150, epochs=6, lr=1.5e-3, log_gradients=True, seed=[0, 1, 2],
                   keep=[.1, 1., .25, .5], variant=["base", "clca", "cla", "cla_last", "clc", "ifa"],
-                  lr_search=[7e-4, 1.5e-3, 3e-3], lr_keeps=[.1, 1.]),
+                  lr_search=[3.5e-4, 7e-4, 1.5e-3, 3e-3], lr_keeps=[.1, 1.]),
     protect=dict(_TINY, backbone_kwargs={**_vit(64), "reg_tokens": 4}, image_size=48, images_per_class=150, epochs=6, lr=1.5e-3, seed=[0, 1, 2],
                  keep=[.1, .25], variant=["clca"], protect=[False, True]),
     paper=dict(dataset="folder", data_root=[f"data/downloads/{d}" for d in ("cotton", "soyageing", "soygene", "soyglobal", "soylocal")],
