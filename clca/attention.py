@@ -77,12 +77,16 @@ def project(attn: nn.Module, o: Tensor) -> Tensor:
 # %% ../nbs/02_attention.ipynb #8e83375e
 def take_queries(
     p: QKV, # of all tokens
-    idx: Tensor, # [B, M] tokens whose output is wanted
-) -> QKV: # queries [B, H, M, d], all keys and values
+    idx: Tensor, # [B, m] candidates whose output is wanted, counted from `lo`
+    lo: int, # tokens at the start, all wanted
+    hi: int, # first token of the end, which is wanted too
+) -> QKV: # queries [B, H, lo + m + N - hi, d], all keys and values
     "Leave out the queries that no one reads: what is dropped after attention needs no output of it."
-    rows = idx[:, None, :, None].expand(-1, p.q.shape[1], -1, p.q.shape[3])
-    gate = None if p.gate is None else p.gate.gather(1, idx.unsqueeze(2).expand(-1, -1, p.gate.shape[2]))
-    return p._replace(q=p.q.gather(2, rows), gate=gate)
+    def cut(t, dim):
+        shape = [1] * t.dim(); shape[0], shape[dim] = idx.shape
+        body = t.narrow(dim, lo, hi - lo).gather(dim, idx.view(shape).expand(*t.shape[:dim], -1, *t.shape[dim + 1:]))
+        return torch.cat([t.narrow(dim, 0, lo), body, t.narrow(dim, hi, t.shape[dim] - hi)], dim)
+    return p._replace(q=cut(p.q, 2), gate=None if p.gate is None else cut(p.gate, 1))
 
 # %% ../nbs/02_attention.ipynb #1d3f0ec5
 def row(

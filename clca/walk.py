@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import attend, attention_scale, attention_update, call_block, mlp_half, project, qkv, take_queries
 from .cache import Cache, pooled, put_aside
 from .reducers.base import NoReduction, Reducer, Sized, View
-from .tokens import Fuse, Plan, Select, Weigh, apply, places, whole
+from .tokens import Fuse, Plan, Select, Weigh, apply, places, rows_of
 
 # %% ../nbs/12_walk.ipynb #68f41a8c
 class State(NamedTuple):
@@ -97,13 +97,14 @@ def reduce_attention(
     if plan is None: x = x + (attention_update(block, project(attn, attend(attn, p, mask))) if update is None else update)
     elif update is not None: x = apply(plan, x + update, lo, hi)
     elif isinstance(plan, Select):
-        rows = whole(plan, lo, hi, x.shape[1])
-        x = rows(x) + attention_update(block, project(attn, attend(attn, take_queries(p, rows.idx), mask)))
+        x = apply(plan, x, lo, hi) + attention_update(block, project(attn, attend(attn, take_queries(p, plan.idx, lo, hi), mask)))
     else:
-        o = attn.proj(apply(plan, attend(attn, p, mask), lo, hi))
-        if isinstance(plan, Fuse) and attn.proj.bias is not None:
-            o = o + (apply(plan, x.new_ones(x.shape[:2]), lo, hi) - 1).unsqueeze(2) * attn.proj.bias
-        x = apply(plan, x, lo, hi) + attention_update(block, attn.proj_drop(o))
+        rows = rows_of(plan.idx, x.shape[1], lo) if isinstance(plan, Fuse) else None
+        o = attn.proj(apply(plan, attend(attn, p, mask), lo, hi, rows=rows))
+        if rows is not None and attn.proj.bias is not None: # of the fused token's bias there is as much as of its weights
+            more = nn.functional.pad(plan.weight.sum(1, keepdim=True) - 1, (lo + rows.shape[1], x.shape[1] - hi))
+            o = torch.addcmul(o, more.unsqueeze(2), attn.proj.bias)
+        x = apply(plan, x, lo, hi, rows=rows) + attention_update(block, attn.proj_drop(o))
     return x, plan
 
 def reduce_inside(block: nn.Module, *args) -> tuple[Tensor, Plan | None]:
@@ -133,8 +134,7 @@ class Walk:
         self.prefix = self.bb.num_prefix_tokens
         self.patches, tail = N - self.prefix - clr, clr if model.protect or model.method.protects_cache else 0
         self.start, self.pool_end = N - model.lo - tail, N - clr
-        ids = torch.arange(self.patches, device=x.device)
-        place = torch.cat([ids.new_full((self.prefix,), -1), ids, ids.new_full((clr,), -1)])[None] if record or self.rope is not None else None
+        place = nn.functional.pad(torch.arange(self.patches, device=x.device)[None], (self.prefix, clr), value=-1) if record or self.rope is not None else None
         shares = nn.functional.one_hot(place.expand(B, -1) + 1, self.patches + 1)[..., 1:].to(x.dtype) if record else None
         self.s = State(x, model.rules.sizes(x) if model.rules else None, place, tail, shares)
         self.clr = None # registers for the cache, while they are not at the end of the sequence
@@ -189,15 +189,15 @@ def write_down(w: Walk, plan: Plan | None) -> None:
 # %% ../nbs/12_walk.ipynb #457fa2ee
 def insert(
     s: State,
-    given: Tensor, # [B, n, D] tokens of the cache
+    given: list[Tensor], # [B, ·, D] tokens of the cache
     at: int, # position: the end, or before protected registers
     size: float, # size that they get
     protect: bool, # they join the protected tail
 ) -> State:
     "Put tokens of the cache into the sequence."
-    put = lambda t, new: torch.cat([t[:, :at], new, t[:, at:]], 1)
-    B, n = given.shape[:2]
-    return State(put(s.x, given), None if s.size is None else put(s.size, s.size.new_full((B, n), size)),
+    put = lambda t, *new: torch.cat([t[:, :at], *new, t[:, at:]], 1)
+    B, n = s.x.shape[0], sum(t.shape[1] for t in given)
+    return State(put(s.x, *given), None if s.size is None else put(s.size, s.size.new_full((B, n), size)),
         None if s.place is None else put(s.place.expand(B, -1), s.place.new_full((B, n), -1)), s.tail + (n if protect else 0),
         None if s.shares is None else put(s.shares, s.shares.new_zeros(B, n, s.shares.shape[2])))
 
@@ -208,7 +208,7 @@ def cache_step(w: Walk, i: int) -> None:
     if i in m.recover:
         w.pool_end = w.s.x.shape[1] - (c.num_clr if m.protect else 0)
         if w.memory:
-            w.s = insert(w.s, torch.cat(w.memory, 1), w.pool_end, m.rules.recovered_size() if m.rules else 1., m.method.protects_cache)
+            w.s = insert(w.s, w.memory, w.pool_end, m.rules.recovered_size() if m.rules else 1., m.method.protects_cache)
             w.clr = None
         w.memory = []
     if i < m.recover[-1]:

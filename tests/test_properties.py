@@ -111,9 +111,9 @@ def follow(plan, rows):
         new = [rows[i] if v else {} for i, v in zip(plan.idx.tolist(), valid)]
         return new + ([total(zip(plan.weight.tolist(), rows))] if isinstance(plan, Fuse) else [])
     if isinstance(plan, Mix): return [total(zip(w, rows)) for w in plan.weight.tolist()]
-    slot, w = plan.slot.tolist(), plan.weight.tolist()
+    slot, w = plan.slot.tolist(), plan.share.tolist()
     clusters = [[n for n in range(len(rows)) if slot[n] == m] for m in range(len(plan.place))]
-    return [total((w[n] / (sum(w[k] for k in c) + plan.eps), rows[n]) for n in c) for c in clusters]
+    return [total((w[n], rows[n]) for n in c) for c in clusters]
 
 @each
 @settings(max_examples=6)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from .base import Reducer, View
 from ..schedule import absolute
-from ..tokens import Merge
+from ..tokens import Merge, merge
 
 # %% ../../nbs/reducers/05_dpcknn.ipynb #cc0d0c4d
 def distances(x: Tensor) -> Tensor: # [B, n, D] -> [B, n, n]
@@ -48,7 +48,7 @@ def dpcknn(
     centres, d = dpcknn_centres(x, m, k, noise)
     slot = d.gather(1, centres.unsqueeze(2).expand(-1, -1, x.shape[1])).argmin(1)
     slot = slot.scatter(1, centres, torch.arange(m, device=x.device).expand(x.shape[0], -1))
-    return Merge(slot, x.new_ones(x.shape[:2]) if weight is None else weight, centres, 1e-6)
+    return merge(slot, x.new_ones(x.shape[:2]) if weight is None else weight, centres, 1e-6)
 
 # %% ../../nbs/reducers/05_dpcknn.ipynb #343944fc
 class DPCKNN(Reducer):

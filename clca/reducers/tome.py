@@ -10,7 +10,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor
 from .base import Sized, View
 from ..schedule import absolute
-from ..tokens import Merge, Plan
+from ..tokens import Merge, merge, Plan
 
 # %% ../../nbs/reducers/06_tome.ipynb #423855e6
 def tome(
@@ -29,7 +29,7 @@ def tome(
     slot = torch.stack([slot_b[:, :a], slot_a], 2).flatten(1)
     if n % 2: slot = torch.cat([slot, slot_b[:, -1:]], 1)
     place = torch.cat([2 * rest + 1, torch.arange(0, n, 2, device=metric.device).expand(B, -1)], 1)
-    return Merge(slot, metric.new_ones(B, n) if size is None else size, place)
+    return merge(slot, metric.new_ones(B, n) if size is None else size, place)
 
 # %% ../../nbs/reducers/06_tome.ipynb #469b9b3b
 class ToMe(Sized):
