@@ -23,7 +23,7 @@ def speedup_curves(
     table: pd.DataFrame, # of a benchmark, of one reducer
     title: str = "Measured speed-up against what multiply-accumulates allow",
 ) -> Figure:
-    "A panel for each image size, a line for each variant and batch; on the diagonal time is proportional to multiply-accumulates."
+    "A panel for each image size, a line for each variant and batch; on the diagonal time is proportional to multiply-accumulates. Crosses: the same blocks alone."
     style()
     t = table[(table["mode"] == "inference") & (table.variant != "stock")]
     fig = Figure(figsize=(max(6.5, 4.4 * t["size"].nunique()), 4.6), layout="constrained")
@@ -34,6 +34,7 @@ def speedup_curves(
         for (v, b), g in panel.sort_values("mac_ratio").groupby(["variant", "batch"]):
             face = {} if b == t.batch.max() else dict(markerfacecolor="white", markeredgecolor=look(v)["color"], markeredgewidth=1.5)
             ax.plot(g.mac_ratio, g.speedup, label=f"{label(v)}, batch {b}", **look(v) | face)
+        ax.plot(panel.mac_ratio, panel.speedup * panel.seconds / panel.alone, linestyle="", marker="x", color="black", markersize=6, label="the same blocks alone", zorder=3)
         ax.set(title=f"{size} px", xlabel="MACs of stock timm / MACs", ylabel="measured speed-up", xlim=(.95, top), ylim=(min(.95, panel.speedup.min() * .98), top))
     axes[-1].legend(loc="center left", bbox_to_anchor=(1, .5))
     fig.suptitle(title)
