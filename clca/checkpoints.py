@@ -158,4 +158,3 @@ def _load_run(folder: Path) -> nn.Module:
     except (RuntimeError, SafetensorError) as e:
         raise ValueError(f"{folder / 'model.safetensors'} does not hold the weights of the model in config.json: {' '.join(str(e).split())[:200]}") from e
     return model.eval()
-

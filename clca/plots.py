@@ -38,6 +38,7 @@ _STYLE = {"font.size": 12, "axes.labelsize": 12, "axes.titlesize": 12, "figure.t
           "legend.fontsize": 11, "figure.dpi": 100, "savefig.dpi": 150, "svg.hashsalt": "clca", "svg.fonttype": "path", "hatch.linewidth": .6,
           "font.family": "DejaVu Sans", "axes.edgecolor": ".3", "grid.color": ".88", "legend.frameon": False}
 
+# %% ../nbs/26_plots.ipynb #b4e3a23d
 def style() -> None:
     "Set the house style for every figure made after it."
     sns.set_theme(style="whitegrid", palette="colorblind", rc=_STYLE)

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 from .attention import attend, attention_update, mlp_half, project, qkv
-from .walk import embed, walk
+from .walk import embed, last_block, walk
 
 # %% ../nbs/33_speed.ipynb #425c7423
 def seconds(
@@ -65,7 +65,6 @@ def peak_memory(
     fn(); torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
-
 # %% ../nbs/33_speed.ipynb #6bc67a22
 def inference(model: nn.Module, images: Tensor, autocast: torch.dtype | None = None) -> Callable:
     "A forward in evaluation, as a function without arguments."
@@ -99,12 +98,11 @@ class BlocksAlone(nn.Module):
         self.tokens = [out.tokens.new_empty(len(images), n, out.tokens.shape[2]).normal_() for n in out.tokens_in]
         self.left = out.tokens_out # what attention hands to the MLP
     def forward(self, images: Tensor) -> Tensor:
-        x = embed(self.backbone, images)[0]
-        for i, (block, x, n) in enumerate(zip(self.backbone.blocks, self.tokens, self.left)):
-            p = qkv(block.attn, block.norm1(x))
-            if i == len(self.tokens) - 1: p = p._replace(q=p.q[:, :, :n], gate=None if p.gate is None else p.gate[:, :n])
-            x = mlp_half(block, x[:, :n] + attention_update(block, project(block.attn, attend(block.attn, p)[:, :n])))
-        return x
+        embed(self.backbone, images)
+        for block, x, n in zip(self.backbone.blocks[:-1], self.tokens, self.left):
+            o = attend(block.attn, qkv(block.attn, block.norm1(x)))[:, :n]
+            mlp_half(block, x[:, :n] + attention_update(block, project(block.attn, o)))
+        return last_block(self.backbone.blocks[-1], self.tokens[-1], self.left[-1], None, None)
 
 # %% ../nbs/33_speed.ipynb #db3814a9
 class _Count(TorchDispatchMode):

@@ -20,20 +20,22 @@ def measured_on(
 
 # %% ../nbs/33a_speed_plots.ipynb #73c3caaf
 def speedup_curves(
-    table: pd.DataFrame, # of a benchmark, of one reducer
+    table: pd.DataFrame, # of a benchmark
     title: str = "Measured speed-up against what multiply-accumulates allow",
 ) -> Figure:
-    "A panel for each image size, a line for each variant and batch; on the diagonal time is proportional to multiply-accumulates. Crosses: the same blocks alone."
+    "A panel for each image size, a line for each reducer, variant and batch; on the diagonal time is proportional to multiply-accumulates. Crosses: the same blocks alone."
     style()
     t = table[(table["mode"] == "inference") & (table.variant != "stock")]
+    many = t.reducer.nunique() > 1
     fig = Figure(figsize=(max(6.5, 4.4 * t["size"].nunique()), 4.6), layout="constrained")
     axes = fig.subplots(1, t["size"].nunique(), squeeze=False)[0]
     for ax, (size, panel) in zip(axes, t.groupby("size")):
         top = panel[["mac_ratio", "speedup"]].max().max() * 1.08
         ax.plot([1, top], [1, top], color=".5", lw=1, label="all that MACs allow")
-        for (v, b), g in panel.sort_values("mac_ratio").groupby(["variant", "batch"]):
-            face = {} if b == t.batch.max() else dict(markerfacecolor="white", markeredgecolor=look(v)["color"], markeredgewidth=1.5)
-            ax.plot(g.mac_ratio, g.speedup, label=f"{label(v)}, batch {b}", **look(v) | face)
+        for (r, v, b), g in panel.sort_values("mac_ratio").groupby(["reducer", "variant", "batch"]):
+            kind = look(r if many else v)
+            if b < t.batch.max(): kind |= dict(markerfacecolor="white", markeredgecolor=kind["color"], markeredgewidth=1.5)
+            ax.plot(g.mac_ratio, g.speedup, label=f"{label(r)}, " * many + f"{label(v)}, batch {b}", **kind)
         ax.plot(panel.mac_ratio, panel.speedup * panel.seconds / panel.alone, linestyle="", marker="x", color="black", markersize=6, label="the same blocks alone", zorder=3)
         ax.set(title=f"{size} px", xlabel="MACs of stock timm / MACs", ylabel="measured speed-up", xlim=(.95, top), ylim=(min(.95, panel.speedup.min() * .98), top))
     axes[-1].legend(loc="center left", bbox_to_anchor=(1, .5))
@@ -67,14 +69,15 @@ def growth_curves(
     table: pd.DataFrame, # of a benchmark over many sizes
     title: str = "How cost grows with tokens",
 ) -> Figure:
-    "Time of one image, and multiply-accumulates per second, against tokens at the input, at the largest batch."
+    "Time of one image, and multiply-accumulates per second, against tokens at the input, at the largest batch and for the last variant."
     style()
     t = table[(table["mode"] == "inference") & (table.batch == table.batch.max())]
+    t = t[t.variant.isin(["stock", t.variant.iloc[-1]])]
     fig = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = fig.subplots(1, 2)
     for i, ((r, k, v), g) in enumerate(t.groupby(["reducer", "keep", "variant"], sort=False)):
         name = "stock timm" if v == "stock" else f"{label(r)} keep {k:g}, {label(v)}"
-        kind = dict(color="black", linestyle="--", marker="o") if v == "stock" else dict(color=PALETTE[i - 1], linestyle="-", marker="s^Dv"[(i - 1) % 4])
+        kind = dict(color="black", linestyle="--", marker="o") if v == "stock" else dict(color=PALETTE[(i - 1) % len(PALETTE)], linestyle="-", marker="s^Dv"[(i - 1) % 4])
         left.plot(g.tokens, g.seconds / g.batch * 1e3, label=name, **kind)
         right.plot(g.tokens, g.gmacs * g.batch / g.seconds, label=name, **kind)
     for ax in (left, right): ax.set(xscale="log", xlabel="tokens at the input")

@@ -88,23 +88,17 @@ class Journal(L.Callback):
         out: Path, # run folder
         precision: str, # resolved
     ): self.data, self.out, self.precision, self.rows, self.gradients, self.steps = data, out, precision, [], [], []
-
     def state_dict(self): return dict(rows=self.rows, gradients=self.gradients)
     def load_state_dict(self, state): self.rows, self.gradients = state["rows"], state["gradients"]
-
     def on_fit_start(self, trainer, task):
         if self.rows and trainer.is_global_zero: self.write(task.recipe)
-
     def on_train_epoch_start(self, trainer, task):
         self.start, self.steps = time.perf_counter(), []
-
     def on_train_batch_start(self, trainer, task, batch, i):
         if i == 0: seed_epoch(task.recipe.seed, trainer.current_epoch, trainer.global_rank, 1)
-
     def on_before_optimizer_step(self, trainer, task, optimizer):
         if task.recipe.log_gradients:
             self.steps.append(nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None], float("inf")))
-
     def on_train_epoch_end(self, trainer, task):
         train_loss = task.train_loss.compute().item(); task.train_loss.reset()
         if not math.isfinite(train_loss):
@@ -117,7 +111,6 @@ class Journal(L.Callback):
         self.gradients += [g.item() for g in self.steps]
         trainer.save_checkpoint(self.out/"last.ckpt")
         if trainer.is_global_zero: self.write(task.recipe)
-
     def write(self, recipe):
         write_atomic(self.out/"history.csv", pd.DataFrame(self.rows).to_csv(index=False))
         if recipe.log_gradients:

@@ -7,7 +7,7 @@ from clca.model import create_model
 from clca.reducers import names, tome
 from clca.reducers.ats import grid
 from clca.reducers.dyvit import DynamicViT, Predictor
-from clca.tokens import Fuse, Merge, Mix, Select, Weigh
+from clca.tokens import Fuse, Merge, Mix, Select, Weigh, merge
 from clca.tracing import survival, trace
 
 P, D, PATCH = 16, 24, 4
@@ -300,3 +300,16 @@ def test_dpcknn_learns_where_nothing_is_merged():
 def test_kept_has_one_form(reducer):
     "For merging methods always the token that every patch went to, even where a stage keeps all."
     assert [tuple(k.shape) for k in trace(build(reducer, keep=[.5, 1., .5]), images(2)).kept] == [(2, P)] * 3
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(.1, 9)), min_size=4, max_size=9))
+def test_merge_is_a_weighted_mean(tokens):
+    "Written out token by token, for slots in any order and sizes of any kind."
+    tokens = [*tokens, *((k, 1.) for k in range(4))] # every slot has a token
+    slot, weight = torch.tensor([[s for s, _ in tokens]]), torch.tensor([[w for _, w in tokens]])
+    x = torch.randn(1, len(tokens), 3, generator=torch.manual_seed(0))
+    for eps in (0., 1e-6):
+        out = merge(slot, weight, torch.zeros(1, 4, dtype=torch.long), eps)(x)
+        for k in range(4):
+            mine = [n for n, (s, _) in enumerate(tokens) if s == k]
+            assert torch.allclose(out[0, k], sum(weight[0, n] * x[0, n] for n in mine) / (sum(weight[0, n] for n in mine) + eps), atol=1e-5)
