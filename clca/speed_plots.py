@@ -33,11 +33,11 @@ def speedup_curves(
         top = panel[["mac_ratio", "speedup"]].max().max() * 1.08
         ax.plot([1, top], [1, top], color=".5", lw=1, label="all that MACs allow")
         for (r, v, b), g in panel.sort_values("mac_ratio").groupby(["reducer", "variant", "batch"]):
-            kind = look(r if many else v)
+            kind = look(r if many else v) | dict(linestyle=look(v)["linestyle"])
             if b < t.batch.max(): kind |= dict(markerfacecolor="white", markeredgecolor=kind["color"], markeredgewidth=1.5)
             ax.plot(g.mac_ratio, g.speedup, label=f"{label(r)}, " * many + f"{label(v)}, batch {b}", **kind)
         ax.plot(panel.mac_ratio, panel.speedup * panel.seconds / panel.alone, linestyle="", marker="x", color="black", markersize=6, label="the same blocks alone", zorder=3)
-        ax.set(title=f"{size} px", xlabel="MACs of stock timm / MACs", ylabel="measured speed-up", xlim=(.95, top), ylim=(min(.95, panel.speedup.min() * .98), top))
+        ax.set(title=f"{size} px", xlabel="MACs of stock timm / MACs", ylabel="measured speed-up", xlim=(min(.95, panel.mac_ratio.min() * .98), top), ylim=(min(.95, panel.speedup.min() * .98), top))
     axes[-1].legend(loc="center left", bbox_to_anchor=(1, .5))
     fig.suptitle(title)
     return fig
