@@ -35,7 +35,7 @@ $(MADE):
 define run
 	@out="$${OUT:-$(1)}"; mkdir -p "$$out"; echo "papermill nbs/$@.ipynb $$out/$@.ipynb"; \
 	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --log-output --no-progress-bar </dev/null && \
-	$(BIN)/python -c 'import sys; from clca.repository import show_results; show_results(sys.argv[1])' "$$out"
+	$(BIN)/python docs/repository.py results "$$out"
 endef
 NAME = runs/train-keep$$KEEP$$(printf '%s' " $$P" | tr '\n' ' ' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
 
@@ -52,7 +52,7 @@ test: $(MADE)
 	$(BIN)/python -m pytest --durations=5 $(T)
 
 readme: $(MADE)
-	$(BIN)/python -c "from clca.repository import write_readme; write_readme()"
+	$(BIN)/python docs/repository.py readme
 
 # what to run before a commit
 prepare: $(MADE)

@@ -3,7 +3,7 @@ import json, zlib
 from functools import cache
 from pathlib import Path
 import numpy as np, torch
-from clca.checkpoints import load_reference_state
+from clca.tools.checkpoints import load_reference_state
 from clca.model import create_model
 
 GOLDEN = Path(__file__).parent / "golden"

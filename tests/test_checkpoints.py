@@ -2,7 +2,7 @@
 import argparse, os
 import pytest, torch
 from test_compile import tiny
-from clca.checkpoints import load_checkpoint, read_published, to_reference_state
+from clca.tools.checkpoints import load_checkpoint, read_published, to_reference_state
 
 ARGS = dict(model="evit_deit_tiny_patch16_224", keep_rate=[.5], reduction_loc=[1, 2], ifa_head=True, clc=True)
 STATE = {n: t.float() for n, t in to_reference_state(tiny(depth=12)).items()}

@@ -2,7 +2,7 @@
 import copy, math
 import pandas as pd, pytest, timm, torch
 from torch import nn
-from clca.coverage import coverage, coverage_file, kinds, on_meta
+from clca.lab.coverage import coverage, coverage_file, kinds, on_meta
 from clca.model import TokenReducedViT, create_model
 from clca.reducers import names
 from clca.reducers.base import Reducer

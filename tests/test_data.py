@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from clca import images as images_module, typefaces as tf
-from clca.data import load_data
-from clca.images import read_image
-from clca.paths import data_dir, root
+from clca.training import images as images_module, typefaces as tf
+from clca.training.data import load_data
+from clca.training.images import read_image
+from clca.training.paths import data_dir, root
 
 @pytest.fixture(autouse=True)
 def own_root(tmp_path, monkeypatch):
@@ -343,7 +343,7 @@ def test_living_workers_follow_the_epoch(flat):
 
 def test_memory_changes_nothing(flat, monkeypatch):
     held = folder(flat)
-    monkeypatch.setattr('clca.data.hold', lambda sets: None)
+    monkeypatch.setattr('clca.training.data.hold', lambda sets: None)
     read = folder(flat)
     assert held.train.memory is not None and read.train.memory is None
     assert all((a[0] == b[0]).all() for s in ('train', 'val') for a, b in zip(getattr(held, s), getattr(read, s)))

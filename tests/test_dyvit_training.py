@@ -2,13 +2,13 @@
 import math
 from dataclasses import replace
 import numpy as np, pytest, torch, torch.nn.functional as F
-from clca.checkpoints import load_checkpoint, to_reference_state
+from clca.tools.checkpoints import load_checkpoint, to_reference_state
 from clca.model import create_model
 from clca.reducers.base import View
 from clca.reducers.dyvit import DynamicViT, Predictor, distillation_loss, policy_softmax, ratio_loss
 from clca.schedule import stages
 from clca.tokens import Weigh
-from clca.training import train
+from clca.training.loop import train
 
 def draw(*shape): return torch.randn(*shape, generator=torch.manual_seed(3), dtype=torch.float64)
 

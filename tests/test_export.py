@@ -4,8 +4,8 @@ import pytest, torch
 from PIL import Image
 from safetensors.torch import save_file
 from test_compile import PLAIN, TINY, tiny
-from clca import exporting
-from clca.exporting import difference, export, program, run_file
+from clca.tools import exporting
+from clca.tools.exporting import difference, export, program, run_file
 from clca.model import create_model
 from clca.reducers import names
 

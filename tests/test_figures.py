@@ -21,7 +21,7 @@ def store(tmp_path):
     return tmp_path/'store'
 
 def test_own_runs(store, tmp_path):
-    from clca.runs import collect_runs
+    from clca.lab.runs import collect_runs
     runs, out = collect_runs(tmp_path/'runs.jsonl', store), tmp_path/'figures'
     papermill.execute_notebook(str(ROOT/'nbs'/'figures.ipynb'), str(tmp_path/'done.ipynb'), dict(source='own', runs=str(runs), out=str(out)),
                                cwd=str(ROOT), progress_bar=False, execution_timeout=120)

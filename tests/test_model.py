@@ -5,11 +5,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 import clca
-from clca.cost import macs
+from clca.tools.cost import macs
 from clca.model import create_model
 from clca.reducers import names
-from clca.restore import restore, spread
-from clca.tracing import survival, trace
+from clca.tools.restore import restore, spread
+from clca.tools.tracing import survival, trace
 from clca.walk import walk
 
 TINY = dict(embed_dim=32, num_heads=2, depth=4, at=(1, 2))
@@ -121,7 +121,7 @@ def test_features():
     plain, model = build("none", head="linear", cache=False).eval(), build("tome").eval()
     assert torch.allclose(plain.forward_features(images()), plain.backbone.forward_features(images()), atol=1e-5)
     assert torch.equal(model.forward_features(images()), model(images(), full=True).tokens)
-    with pytest.raises(NotImplementedError, match="clca.restore"): model.forward_intermediates(images())
+    with pytest.raises(NotImplementedError, match="clca.tools.restore"): model.forward_intermediates(images())
 
 @each
 @torch.no_grad()

@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from nbclient import NotebookClient
 from nbdev import test as nbt
 from papermill.cli import papermill
-from clca.params import as_kind
+from clca.lab.params import as_kind
 from helpers import ROOT
 
 PARAMETERS = """keep: "Union[float, list[float]]" = 0.1 # share of tokens
@@ -19,7 +19,7 @@ def notebook(path, tags=('parameters',), parameters=PARAMETERS):
     "A notebook with the guard, which is loaded alone: importing the package takes longer than all the rest."
     new = nbformat.v4.new_code_cell
     load = ('import json, sys, types\nif "clca" not in sys.modules:\n    sys.modules["clca"] = types.ModuleType("clca")\n'
-            f'    sys.modules["clca"].__path__ = [{str(ROOT/"clca")!r}]\nfrom clca.params import check_parameters')
+            f'    sys.modules["clca"].__path__ = [{str(ROOT/"clca")!r}]\nfrom clca.lab.params import check_parameters')
     cells = [new(load), new(parameters, metadata={'tags': list(tags)}),
              new('settings = check_parameters(In, globals())'),
              new('assert settings == {k: globals()[k] for k in settings}\nprint(json.dumps(settings))')]

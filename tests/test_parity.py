@@ -1,9 +1,9 @@
 "Every published model, token counts and logits, and the published costs."
 import pytest, torch
-from clca.cost import macs
+from clca.tools.cost import macs
 from clca.model import create_model
 from clca.reducers import names
-from clca.tracing import trace
+from clca.tools.tracing import trace
 from reference import cases, fill, images, reference_model
 
 def _id(c): return f"{c['flavour']}-{c['reducer']}-{c['variant']}-{c['keep']}"

@@ -8,7 +8,7 @@ from clca.reducers import names, tome
 from clca.reducers.ats import grid
 from clca.reducers.dyvit import DynamicViT, Predictor
 from clca.tokens import Fuse, Merge, Mix, Select, Weigh, merge
-from clca.tracing import survival, trace
+from clca.tools.tracing import survival, trace
 
 P, D, PATCH = 16, 24, 4
 TINY = dict(img_size=16, patch_size=PATCH, embed_dim=D, num_heads=2)

@@ -1,8 +1,8 @@
 "The carried tables give the published numbers; what was rounded or drawn otherwise in the paper is allowed for, and said."
 import pytest
-from clca.comparison import table_rows
-from clca.paths import root
-from clca.runs import cells, paired_difference, published, published_throughput, rivals
+from clca.lab.comparison import table_rows
+from clca.training.paths import root
+from clca.lab.runs import cells, paired_difference, published, published_throughput, rivals
 
 DEIT3, CLIP = 'deit3_base_patch16_224.fb_in1k', 'vit_base_patch16_clip_224.laion2b'
 LEAVES = ['cotton', 'soylocal', 'soygene', 'soyageing', 'soyglobal']

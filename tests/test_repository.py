@@ -5,7 +5,7 @@ import nbformat, pytest, yaml
 from configparser import ConfigParser
 from packaging.requirements import Requirement
 from packaging.version import Version
-from clca.repository import readme
+from repository import readme
 from helpers import ROOT
 
 def settings():

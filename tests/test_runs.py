@@ -2,7 +2,7 @@
 import json, warnings
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
-from clca.runs import cells, collect_runs, load_history, load_runs, paired_difference, summary
+from clca.lab.runs import cells, collect_runs, load_history, load_runs, paired_difference, summary
 
 GOOD = dict(reducer='evit', keep=.1, head='cla', cache=True, at=[3, 6, 9], seed=0, test_top1=.79,
             dataset='typefaces', image_size=64, backbone='vit', gmacs=1.)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import nbformat, papermill, pytest
 
-from clca import ablation
-from clca.ablation import choose_lr, collect_sweep, effects, preset_axes, search_lr, sweep_runs, trials
-from clca.runs import load_runs
-from clca.sweep import canonical, check_runs, finished, forecast, grid, plan, run_all, run_name, run_one, settings_of
+from clca.lab import ablation
+from clca.lab.ablation import choose_lr, collect_sweep, effects, preset_axes, search_lr, sweep_runs, trials
+from clca.lab.runs import load_runs
+from clca.lab.sweep import canonical, check_runs, finished, forecast, grid, plan, run_all, run_name, run_one, settings_of
 from helpers import ROOT
 
 TRAIN = ROOT/'nbs'/'train.ipynb'
@@ -81,7 +81,7 @@ def test_failures_are_retried_and_reported(tmp_path):
 def test_killed_and_started_again(tmp_path):
     "kill -9 of a sweep: its run lives on, and a second sweep waits for it instead of making it again."
     nb = notebook(tmp_path/'nb.ipynb', 'print(1, file=open(out/"starts", "a"))\ntime.sleep(5)\ndone()')
-    code = f'from clca.sweep import *; run_one(dict(seed=0), {str(tmp_path)!r}, {str(nb)!r})'
+    code = f'from clca.lab.sweep import *; run_one(dict(seed=0), {str(tmp_path)!r}, {str(nb)!r})'
     child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT)
     starts, until = tmp_path/run_name(dict(seed=0))/'starts', time.time() + 100
     while not starts.exists() and time.time() < until: time.sleep(.1)

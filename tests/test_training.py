@@ -6,10 +6,10 @@ import pandas as pd, pytest, timm, torch
 from safetensors.torch import load_file
 
 import tiny
-from clca import records
+from clca.training import records
 from clca.model import create_model
-from clca.recipe import Recipe, lr_factor, param_groups
-from clca.training import train
+from clca.training.recipe import Recipe, lr_factor, param_groups
+from clca.training.loop import train
 
 SAME = ['epoch', 'lr', 'train_loss', 'val_loss', 'val_top1']
 COSTS = {'train_seconds', 'images_per_second', 'peak_memory_mb', 'git_commit'}
@@ -54,9 +54,9 @@ def test_killed_before_the_end_is_written(whole, tmp_path, monkeypatch):
     def refuse(path, content):
         if Path(path).name == 'metrics.json': raise KeyError
         write(path, content)
-    monkeypatch.setattr('clca.training.write_atomic', refuse)
+    monkeypatch.setattr('clca.training.loop.write_atomic', refuse)
     with pytest.raises(KeyError): train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
-    monkeypatch.setattr('clca.training.write_atomic', write)
+    monkeypatch.setattr('clca.training.loop.write_atomic', write)
     before = (out/'history.csv').read_text()
     (out/'history.csv').unlink()
     train(tiny.model(1), tiny.data(), out, tiny.RECIPE, dict(keep=.1))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import timm, torch
 from torch.utils.data import Dataset
 
-from clca.recipe import Recipe
-from clca.training import train
+from clca.training.recipe import Recipe
+from clca.training.loop import train
 
 class Colours(Dataset):
     "Noise whose brightest channel is the class; every epoch has its own. In epoch `kill` the process is killed after some images."
