@@ -5,26 +5,31 @@
 # %% auto #0
 __all__ = ['evit', 'EViT']
 
-# %% ../../nbs/reducers/02_evit.ipynb #e4cec333
+# %% ../../nbs/reducers/02_evit.ipynb #617c2add
 from torch import Tensor
-from .base import Reducer, View
+
+from .base import Reducer
 from ..schedule import relative
+from ..scores import SCORES, View
 from ..tokens import Fuse
 
-# %% ../../nbs/reducers/02_evit.ipynb #66b757f7
+# %% ../../nbs/reducers/02_evit.ipynb #2b71f8e9
 def evit(
-    score: Tensor, # [B, n] importance of every candidate
+    score: Tensor, # [B, n] share of every candidate: positive, together at most one
     m: int, # how many to keep
 ) -> Fuse: # m + 1 tokens
     "Keep the `m` candidates with the highest score, and append the score-weighted sum of the others."
     idx = score.topk(m, dim=1).indices
-    return Fuse(idx, score.scatter(1, idx, 0.))
+    return Fuse(idx, score.scatter(1, idx, 0.), positive=True)
 
-# %% ../../nbs/reducers/02_evit.ipynb #cf2c28ab
+# %% ../../nbs/reducers/02_evit.ipynb #dc861259
 class EViT(Reducer):
     "EViT on CLS attention; ceil(keep * n) of n candidates stay, and one fused token."
+    score_kind = "positive"
+
     def forward(self, view: View) -> Fuse | None:
         m = relative(self.stage.keep, view.n)
         if m >= view.n: return None
         score = self.scores(view)
-        return evit(score / score.sum(1, keepdim=True) if self.criterion == "update" else score, m) # norms are no shares yet
+        if not SCORES.find(self.criterion).is_at_least("shares"): score = score / score.sum(1, keepdim=True)
+        return evit(score, m)

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['patchmerger', 'PatchMerger']
 
-# %% ../../nbs/reducers/08_patchmerger.ipynb #74e49a43
+# %% ../../nbs/reducers/08_patchmerger.ipynb #74ec1814
 import torch
 from torch import Tensor, nn
-from .base import Reducer, View
-from ..schedule import absolute
+
+from .base import Reducer
+from ..schedule import Stage, absolute
+from ..scores import View
 from ..tokens import Mix
 
 # %% ../../nbs/reducers/08_patchmerger.ipynb #cbacdef7
@@ -20,14 +22,14 @@ def patchmerger(
     "Every query takes the softmax of its products with the tokens."
     return Mix((queries @ x.transpose(1, 2)).softmax(-1))
 
-# %% ../../nbs/reducers/08_patchmerger.ipynb #aa193ced
+# %% ../../nbs/reducers/08_patchmerger.ipynb #b8d26a94
 class PatchMerger(Reducer):
     "PatchMerger before the block; int(patches * total) queries. The cache's tokens are mixed in, registers of the backbone are not."
     before = protects_prefix = merges = True
-    def __init__(self, dim: int, stage, patches: int, *, score: str = "cls", reference: bool = False):
+
+    def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
         super().__init__(dim, stage, patches, score=score, reference=reference)
-        m = absolute(stage.total, patches)
         self.norm = nn.LayerNorm(dim)
-        self.queries = nn.Parameter(torch.randn(m if reference else max(m, 1), dim))
+        self.queries = nn.Parameter(torch.randn(max(absolute(stage.total, patches), 0 if reference else 1), dim))
     def values(self, body: Tensor) -> Tensor: return self.norm(body)
     def forward(self, view: View) -> Mix: return patchmerger(self.queries, view.body)

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['sit', 'SiT']
 
-# %% ../../nbs/reducers/07_sit.ipynb #cf8a84e3
+# %% ../../nbs/reducers/07_sit.ipynb #167691d8
 import torch
 from torch import Tensor, nn
-from .base import Reducer, View
-from ..schedule import absolute
+
+from .base import Reducer
+from ..schedule import Stage, absolute
+from ..scores import View
 from ..tokens import Mix
 
 # %% ../../nbs/reducers/07_sit.ipynb #0438d511
@@ -19,16 +21,17 @@ def sit(
     "Softmax over the tokens: each new token is a weighted mean of all old ones."
     return Mix(logits.softmax(1).transpose(1, 2))
 
-# %% ../../nbs/reducers/07_sit.ipynb #6955bfdc
+# %% ../../nbs/reducers/07_sit.ipynb #99268984
 class SiT(Reducer):
     "SiT before the block; int(patches * total) new tokens. The cache's tokens are mixed in, registers of the backbone are not."
     before = protects_prefix = merges = True
-    def __init__(self, dim: int, stage, patches: int, *, score: str = "cls", reference: bool = False):
+
+    def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
         super().__init__(dim, stage, patches, score=score, reference=reference)
-        m = absolute(stage.total, patches)
-        self.weight = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, m if reference else max(m, 1)))
+        new = max(absolute(stage.total, patches), 0 if reference else 1)
+        self.weight = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, new))
         self.scale = nn.Parameter(torch.ones(1, 1, 1))
-        for l in (self.weight[1], self.weight[3]):
-            if l.weight.numel(): nn.init.trunc_normal_(l.weight, std=.02)
-            nn.init.zeros_(l.bias)
+        for layer in (self.weight[1], self.weight[3]):
+            if layer.weight.numel(): nn.init.trunc_normal_(layer.weight, std=.02)
+            nn.init.zeros_(layer.bias)
     def forward(self, view: View) -> Mix: return sit(self.weight(view.body) * self.scale)

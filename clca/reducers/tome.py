@@ -5,36 +5,40 @@
 # %% auto #0
 __all__ = ['tome', 'ToMe']
 
-# %% ../../nbs/reducers/06_tome.ipynb #d156dfa6
-import torch, torch.nn.functional as F
+# %% ../../nbs/reducers/06_tome.ipynb #4fcaf411
+import torch
+import torch.nn.functional as F
 from torch import Tensor
-from .base import Sized, View
-from ..schedule import absolute
-from ..tokens import Merge, merge, Plan
 
-# %% ../../nbs/reducers/06_tome.ipynb #423855e6
+from .base import Reducer
+from ..schedule import absolute
+from ..scores import View
+from ..tokens import Merge, Plan, merge
+
+# %% ../../nbs/reducers/06_tome.ipynb #e72f81bc
 def tome(
     metric: Tensor, # [B, n, d] what similarity is measured on
     r: int, # pairs to merge, at most n // 2
     size: Tensor | None = None, # [B, n] patches each token stands for
 ) -> Merge: # n - r tokens: unmerged ones of A in their order, then B
-    "Bipartite soft matching. B are the tokens 0, 2, … and A the tokens 1, 3, … of the candidates (with CLS in front: CLS, the first of A, is never merged)."
+    "Bipartite soft matching. B are the candidates 0, 2, … and A 1, 3, … (with CLS in front: CLS, the first of A, is never merged)."
     metric = F.normalize(metric, dim=-1)
     similarity, partner = (metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)).max(-1)
-    (B, a), n = similarity.shape, metric.shape[1]
-    order = similarity.argsort(1, descending=True)
-    rest = order[:, r:].sort(1).values
-    slot_a = (a - r + partner).scatter(1, rest, torch.arange(a - r, device=metric.device).expand(B, -1))
-    slot_b = torch.arange(a - r, n - r, device=metric.device).expand(B, -1)
-    slot = torch.stack([slot_b[:, :a], slot_a], 2).flatten(1)
+    (images, count_a), n = similarity.shape, metric.shape[1]
+    count = lambda *bounds: torch.arange(*bounds, device=metric.device).expand(images, -1)
+    rest = similarity.argsort(1, descending=True)[:, r:].sort(1).values # unmerged tokens of A
+    slot_a = (count_a - r + partner).scatter(1, rest, count(count_a - r))
+    slot_b = count(count_a - r, n - r)
+    slot = torch.stack([slot_b[:, :count_a], slot_a], 2).flatten(1)
     if n % 2: slot = torch.cat([slot, slot_b[:, -1:]], 1)
-    place = torch.cat([2 * rest + 1, torch.arange(0, n, 2, device=metric.device).expand(B, -1)], 1)
-    return merge(slot, metric.new_ones(B, n) if size is None else size, place)
+    place = torch.cat([2 * rest + 1, count(0, n, 2)], 1)
+    return merge(slot, metric.new_ones(images, n) if size is None else size, place)
 
-# %% ../../nbs/reducers/06_tome.ipynb #469b9b3b
-class ToMe(Sized):
+# %% ../../nbs/reducers/06_tome.ipynb #8911a976
+class ToMe(Reducer):
     "ToMe between attention and MLP, on keys; as many pairs as lead from the previous target to int(patches * total), at most half the candidates."
-    merges = True
+    merges = keeps_sizes = True
+
     def forward(self, view: View) -> Merge | None:
         targets = absolute(self.stage.previous, view.patches), absolute(self.stage.total, view.patches)
         r = min(targets[0] - targets[1], view.n // 2)

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['topk', 'TopK']
 
-# %% ../../nbs/reducers/01_topk.ipynb #27af53e4
+# %% ../../nbs/reducers/01_topk.ipynb #4a3dadfc
 from torch import Tensor
-from .base import Reducer, View
+
+from .base import Reducer
 from ..schedule import relative
+from ..scores import View
 from ..tokens import Select
 
 # %% ../../nbs/reducers/01_topk.ipynb #186fe686
@@ -19,9 +21,10 @@ def topk(
     "Keep the `m` candidates with the highest score, highest first."
     return Select(score.topk(m, dim=1).indices)
 
-# %% ../../nbs/reducers/01_topk.ipynb #cf67a576
+# %% ../../nbs/reducers/01_topk.ipynb #146b6556
 class TopK(Reducer):
     "Top-K on CLS attention; ceil(keep * n) of n candidates stay."
+
     def forward(self, view: View) -> Select | None:
         m = relative(self.stage.keep, view.n)
         return None if m >= view.n else topk(self.scores(view), m)

@@ -5,14 +5,24 @@
 # %% auto #0
 __all__ = ['WRITERS', 'program', 'run_file', 'difference', 'describe', 'note', 'export']
 
-# %% ../../nbs/tools/04_exporting.ipynb #1042a62e
-import copy, importlib.metadata, importlib.util, json, logging, shutil, tempfile, warnings
+# %% ../../nbs/tools/04_exporting.ipynb #6e2b30cb
+import copy
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from ..spec import Spec
 from .checkpoints import load_checkpoint
-from ..reducers import ATS, REDUCERS
 
 # %% ../../nbs/tools/04_exporting.ipynb #aa61377f
 def _plain(model: nn.Module) -> nn.Module:
@@ -49,7 +59,7 @@ def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None: torch.e
 
 WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
 
-# %% ../../nbs/tools/04_exporting.ipynb #3e6f7a93
+# %% ../../nbs/tools/04_exporting.ipynb #d8c0b7ed
 def run_file(
     path: str | Path, # .onnx or .pt2
     images: Tensor, # [B, 3, H, W], or as many channels as the model takes
@@ -57,7 +67,8 @@ def run_file(
     "Logits of an exported file, by ONNX Runtime or PyTorch."
     if Path(path).suffix == ".pt2": return torch.export.load(path).module()(images).detach()
     import onnxruntime
-    return torch.from_numpy(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], {"images": images.numpy()})[0])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 @torch.no_grad()
 def difference(
@@ -71,19 +82,24 @@ def difference(
     logits = model(images)
     return ((run_file(path, images) - logits).abs().amax(1).median() / logits.abs().amax().clamp(min=1e-6)).item()
 
-# %% ../../nbs/tools/04_exporting.ipynb #da698f02
+# %% ../../nbs/tools/04_exporting.ipynb #ebe125df
 def describe(
     model: nn.Module, # from `create_model`
     classes: Sequence[str], # one label per logit
     mean: Sequence[float], std: Sequence[float], # of each channel, for pixels in [0, 1]
 ) -> dict: # for JSON
     "What one must know to run a model and to tell which one it is."
-    c, h, w = _size(model)
-    kind = dict(reducer=next(n for n, r in REDUCERS.items() if r is model.method), at=list(model.at), keep=[s.stage.keep for s in model.stages],
-                head="linear" if model.head is None else type(model.head).__name__.removesuffix("Head").lower(), cache=model.cache is not None, reference=model.reference)
-    return dict(input={"images": ["batch", c, h, w]}, output={"logits": ["batch", model.num_classes]}, image_size=[h, w],
-                resize=[int(h / .875), int(w / .875)], mean=list(mean), std=list(std), classes=list(classes), model=kind,
-                versions={p: importlib.metadata.version(p) for p in ("torch", "timm", "onnx", "onnxscript", "clca") if importlib.util.find_spec(p)})
+    channels, height, width = _size(model)
+    here = [p for p in ("torch", "timm", "onnx", "onnxscript", "clca") if importlib.util.find_spec(p)]
+    return dict(input={"images": ["batch", channels, height, width]}, output={"logits": ["batch", model.num_classes]},
+                image_size=[height, width], resize=[int(height / .875), int(width / .875)], mean=list(mean), std=list(std),
+                classes=list(classes), model=_kind(model), versions={p: importlib.metadata.version(p) for p in here})
+
+def _kind(model: nn.Module) -> dict[str, Any]:
+    "Which model it is, from its own spec."
+    spec: Spec = model.spec
+    return dict(reducer=spec.reducer, at=list(model.at), keep=[stage.stage.keep for stage in model.stages], head=spec.head,
+                cache=spec.cache, variant=spec.variant, reference=spec.reference)
 
 # %% ../../nbs/tools/04_exporting.ipynb #18dd2d6a
 _START = {
@@ -123,7 +139,7 @@ for path, row in zip(sys.argv[1:], logits):
 `{name}.json` has the labels, how images are prepared, and the versions that made the file.
 '''
 
-# %% ../../nbs/tools/04_exporting.ipynb #6c2e28a1
+# %% ../../nbs/tools/04_exporting.ipynb #6b7beadc
 def note(
     path: Path, # of the exported file
     about: dict, # from `describe`
@@ -131,33 +147,48 @@ def note(
 ) -> str: # Markdown
     "How to run an exported file, with lines that work as they stand."
     package, start, call = _START[path.suffix]
-    (h, w), m = about["image_size"], about["model"]
-    kind = "no token reduction" if m["reducer"] == "none" else f"tokens reduced by {m['reducer']} in blocks {m['at']} with keep rates {m['keep']}"
-    text = f"A vision transformer with {len(about['classes'])} classes: {kind}, {'with' if m['cache'] else 'without'} cache, {m['head']} head."
-    if data: text += f" Its weights are in {' and '.join(f'`{d}`' for d in data)}, without which it does not run: keep both under their names in one folder."
-    return _NOTE.format(file=path.name, name=path.stem, about=text, h=h, w=w, c=len(about["classes"]), package=package,
+    height, width = about["image_size"]
+    text = f"A vision transformer with {len(about['classes'])} classes: {_sentence(about['model'])}."
+    if data:
+        files = " and ".join(f"`{name}`" for name in data)
+        text += f" Its weights are in {files}, without which it does not run: keep both under their names in one folder."
+    return _NOTE.format(file=path.name, name=path.stem, about=text, h=height, w=width, c=len(about["classes"]), package=package,
                         start=start.format(file=path.name), call=call.format())
 
-# %% ../../nbs/tools/04_exporting.ipynb #ecb7cdf3
-def _facts(
-    model: nn.Module | str | Path, # a model, or what `load_checkpoint` takes
-    classes, mean, std, # what the caller knows
-) -> tuple[nn.Module, dict]: # model, what goes with it
-    if isinstance(model, nn.Module): model, config = getattr(model, "_orig_mod", model), {}
-    else:
-        config = Path(model) / "config.json"
-        config = json.loads(config.read_text()) if config.exists() else {}
-        model = load_checkpoint(model)
-    if (c := _size(model)[0]) != 3: raise ValueError(f"export prepares RGB photographs and the model takes in_chans={c}: use clca.tools.exporting.program for the graph alone")
-    if model.reference and model.method is ATS:
-        raise ValueError("reference=True with reducer='ats' cannot be exported, since what published ATS answers depends on the whole batch: use the default behaviour")
-    timm_cfg = getattr(model.backbone, "pretrained_cfg", None) or {}
-    pick = lambda name, given, default: given if given is not None else config.get(name, timm_cfg.get(name, default))
-    classes = pick("classes", classes, [str(i) for i in range(model.num_classes)])
-    if len(classes) != model.num_classes: raise ValueError(f"{len(classes)} classes are given for {model.num_classes} logits: give one label per logit")
-    return model, describe(model, classes, pick("mean", mean, (0.485, 0.456, 0.406)), pick("std", std, (0.229, 0.224, 0.225)))
+def _sentence(model: dict[str, Any]) -> str:
+    "The model in words."
+    reduced = f"tokens reduced by {model['reducer']} in blocks {model['at']} with keep rates {model['keep']}"
+    kind = "no token reduction" if model["reducer"] == "none" else reduced
+    return f"{kind}, {'with' if model['cache'] else 'without'} cache, {model['head']} head"
 
-# %% ../../nbs/tools/04_exporting.ipynb #e6965532
+# %% ../../nbs/tools/04_exporting.ipynb #6af93f2c
+def _model_and_config(model: nn.Module | str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    "A model, and what its run folder says."
+    if isinstance(model, nn.Module): return getattr(model, "_orig_mod", model), {}
+    config = Path(model) / "config.json"
+    return load_checkpoint(model), json.loads(config.read_text()) if config.exists() else {}
+
+def _facts(
+    model: nn.Module,
+    config: dict[str, Any], # of its run
+    given: dict[str, Any], # classes, mean and std that the caller knows
+) -> dict[str, Any]: # what goes with the file
+    "Labels and preparation of images: as given, else of the run, else timm's for this backbone."
+    if (channels := _size(model)[0]) != 3:
+        raise ValueError(f"export prepares RGB photographs and the model takes in_chans={channels}: "
+                         "use clca.tools.exporting.program for the graph alone")
+    if model.spec.reference and model.spec.reducer == "ats":
+        raise ValueError("reference=True with reducer='ats' cannot be exported, since what published ATS answers depends on the whole batch: "
+                         "use the default behaviour")
+    numbers = [str(i) for i in range(model.num_classes)]
+    known = dict(classes=numbers, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    for source in (getattr(model.backbone, "pretrained_cfg", None) or {}, config, given):
+        known |= {name: source[name] for name in known if source.get(name) is not None}
+    if len(known["classes"]) != model.num_classes:
+        raise ValueError(f"{len(known['classes'])} classes are given for {model.num_classes} logits: give one label per logit")
+    return describe(model, known["classes"], known["mean"], known["std"])
+
+# %% ../../nbs/tools/04_exporting.ipynb #6e832fa9
 def export(
     model: nn.Module | str | Path, # from `create_model`, or a finished run folder
     path: str | Path, # ends in .onnx or .pt2
@@ -165,24 +196,29 @@ def export(
     mean: Sequence[float] | None = None, # of each channel, for pixels in [0, 1]; None: of the run, else timm's for this backbone
     std: Sequence[float] | None = None, # the same for the standard deviation
 ) -> Path: # of the file
-    """Write the model as ONNX or as an exported PyTorch program with any batch size, beside it a .json (labels, preparation of images, versions) and a
-    .md (how to run it). Weights above 1.5 GiB go into a .onnx.data beside the .onnx. Raises `ValueError` for another suffix, number of labels or
-    of channels and for published ATS, `ImportError` without the extra packages, `RuntimeError` if the file does not answer as the model does."""
+    """Write the model as ONNX or as an exported PyTorch program with any batch size, beside it a .json (labels, preparation of images, versions)
+    and a .md (how to run it). Weights above 1.5 GiB go into a .onnx.data beside the .onnx. Raises `ValueError` for another suffix, number of labels
+    or of channels and for published ATS, `ImportError` without the extra packages, `RuntimeError` if the file does not answer as the model does."""
     path = Path(path)
     if path.suffix not in WRITERS: raise ValueError(f"{path.name!r} does not end in .onnx or .pt2: the ending chooses the format")
     if path.suffix == ".onnx": _need("onnx", "onnxscript", "onnxruntime")
-    model, about = _facts(model, classes, mean, std)
+    model, config = _model_and_config(model)
+    about = _facts(model, config, dict(classes=classes, mean=mean, std=std))
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
-    part = folder / path.name # the final name, for an ONNX file names its data file
-    try:
-        WRITERS[path.suffix](program(model), part)
-        about["difference"] = difference(model, part)
-        if not about["difference"] < 1e-3: raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
-        data = [p.name for p in folder.iterdir() if p != part]
-        part.with_suffix(".json").write_text(json.dumps(about, indent=1))
-        part.with_suffix(".md").write_text(note(path, about, data))
-        for p in sorted(folder.iterdir(), reverse=True): p.replace(path.with_name(p.name)) # data before the file that names it
-        if not data: path.with_name(f"{path.name}.data").unlink(missing_ok=True) # of an earlier, larger model
+    try: _write_all(model, about, folder, path)
     finally: shutil.rmtree(folder, ignore_errors=True)
     return path
+
+# %% ../../nbs/tools/04_exporting.ipynb #bead919b
+def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path) -> None:
+    "Write everything into a folder, and move it to its place if the file answers as the model does."
+    part = folder / path.name # the final name, for an ONNX file names its data file
+    WRITERS[path.suffix](program(model), part)
+    about["difference"] = difference(model, part)
+    if not about["difference"] < 1e-3: raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
+    data = [p.name for p in folder.iterdir() if p != part]
+    part.with_suffix(".json").write_text(json.dumps(about, indent=1))
+    part.with_suffix(".md").write_text(note(path, about, data))
+    for p in sorted(folder.iterdir(), reverse=True): p.replace(path.with_name(p.name)) # data before the file that names it
+    if not data: path.with_name(f"{path.name}.data").unlink(missing_ok=True) # of an earlier, larger model

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['spread', 'restore']
 
-# %% ../../nbs/tools/02_restore.ipynb #3720c262
+# %% ../../nbs/tools/02_restore.ipynb #b45c2a1d
 import torch
 from torch import Tensor, nn
-from .tracing import evaluating
+
+from .tracing import Shares, evaluating
 from ..walk import walk
 
 # %% ../../nbs/tools/02_restore.ipynb #168bc565
@@ -20,14 +21,14 @@ def spread(
     share = share.transpose(1, 2)
     return share @ tokens / share.sum(2, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
 
-# %% ../../nbs/tools/02_restore.ipynb #499d2bfa
+# %% ../../nbs/tools/02_restore.ipynb #4198a57b
 @torch.no_grad()
 def restore(
     model: nn.Module, # from `create_model`
     images: Tensor, # [B, 3, H, W]
 ) -> Tensor: # [B, D, h, w] on the grid of patches
     "Final tokens of a reduced model, as in evaluation, back on the grid of patches. The model's mode is left as it was."
-    bb = model.backbone
-    with evaluating(model): out = walk(model, images, record=True)
-    grid = bb.patch_embed.dynamic_feat_size(tuple(images.shape[2:]))
-    return spread(bb.norm(out.tokens), out.share.to(out.tokens.dtype)).transpose(1, 2).unflatten(2, grid)
+    backbone, shares = model.backbone, Shares()
+    with evaluating(model): tokens = backbone.norm(walk(model, images, watcher=shares).tokens)
+    grid = backbone.patch_embed.dynamic_feat_size(tuple(images.shape[2:]))
+    return spread(tokens, shares.now.to(tokens.dtype)).transpose(1, 2).unflatten(2, grid)
