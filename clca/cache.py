@@ -61,7 +61,7 @@ class Cache(nn.Module):
         return Held(seq.length - self.num_clr)
     def step(self, block, before, plan, seq, held): return step(self, block, before, plan, seq, held)
 
-# %% ../nbs/06_cache.ipynb #bbb0ccef
+# %% ../nbs/06_cache.ipynb #f1a38d2e
 def give_back(
     cache: Cache,
     seq: TokenSequence, # leaving a block that reduced, or the last but one
@@ -70,7 +70,7 @@ def give_back(
     "Append all that is held, before live registers that are protected."
     end = cache.end(seq)
     if not held.tokens: return seq, held._replace(pool_end=end)
-    return seq.insert(torch.cat(held.tokens, 1), end), Held(end)
+    return seq.insert(held.tokens, end), Held(end)
 
 # %% ../nbs/06_cache.ipynb #273ddae6
 def put_aside(

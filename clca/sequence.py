@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Account', 'TokenSequence', 'follow', 'reduce', 'insert', 'pooled', 'pool']
 
-# %% ../nbs/05_sequence.ipynb #1e9ce8ad
-from collections.abc import Callable
+# %% ../nbs/05_sequence.ipynb #7cdd5dd2
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -87,19 +87,19 @@ def reduce(
     "Apply a plan to the tokens and to everything that travels with them."
     return seq if plan is None else follow(seq, plan, apply(plan, seq.x, seq.lo, seq.hi, values))
 
-# %% ../nbs/05_sequence.ipynb #0558058b
+# %% ../nbs/05_sequence.ipynb #72c2f2da
 def insert(
     seq: TokenSequence,
-    tokens: Tensor, # [B, n, D]
+    tokens: Iterable[Tensor], # each [B, ·, D]
     at: int, # position: the end, or before protected registers
 ) -> TokenSequence:
     "Put tokens into the sequence; they stand in no patch's place, and join the protected tail if the method protects them."
-    batch, count = tokens.shape[:2]
+    x = torch.cat([seq.x[:, :at], *tokens, seq.x[:, at:]], 1)
+    batch, count = x.shape[0], x.shape[1] - seq.length
     def put(old: Tensor | None, fill: float) -> Tensor | None:
         if old is None: return None
         old = old.expand(batch, -1)
         return torch.cat([old[:, :at], old.new_full((batch, count), fill), old[:, at:]], 1)
-    x = torch.cat([seq.x[:, :at], tokens, seq.x[:, at:]], 1)
     size, place = put(seq.size, seq.account.given_size()), put(seq.place, -1)
     return seq._replace(x=x, tail=seq.tail + count * seq.account.protects_cache, size=size, place=place)
 

@@ -13,22 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/00_tokens.ipynb #8b2d5f82
+# %% ../nbs/00_tokens.ipynb #34ebc38b
 def rows_of(
     index: Tensor, # [B, M] tokens, per image
     length: int, # tokens of a sequence, N
+    start: int = 0, # token from which the index counts
 ) -> Tensor: # [B, M]
     "Their rows in the flattened batch; for every tensor of this length the same."
     image = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
-    return torch.add(index, image, alpha=length)
+    rows = torch.add(index, image, alpha=length)
+    return rows + start if start else rows
 
 def take(
     x: Tensor, # [B, N, ...] anything with a row per token
     rows: Tensor, # [B, M] from `rows_of`
-    start: int = 0, # token from which the index counts
 ) -> Tensor: # [B, M, ...]
     "One row-wise copy."
-    return x.flatten(0, 1)[start:].index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 def gather(
     x: Tensor, # [B, N, ...] anything with a row per token
@@ -140,7 +141,7 @@ class Weigh(NamedTuple):
 # %% ../nbs/00_tokens.ipynb #acfd15ec
 Plan = Select | Fuse | Merge | Mix | Weigh
 
-# %% ../nbs/00_tokens.ipynb #ac4a73ea
+# %% ../nbs/00_tokens.ipynb #ea0330c3
 def apply(
     plan: Plan, # what happens to tokens `lo:hi`
     x: Tensor, # [B, N, ...]
@@ -153,17 +154,17 @@ def apply(
     if values is not None: middle = [plan(values)]
     elif plan.copies is None: middle = [plan(x[:, lo:hi])]
     else:
-        rows = copied_rows(plan, x.shape[1]) if rows is None else rows
-        middle = [take(x, rows, lo)]
+        middle = [take(x, copied_rows(plan, x.shape[1], lo) if rows is None else rows)]
         if plan.summed: middle.append(plan.fused(x[:, lo:hi]))
     return torch.cat([x[:, :lo], *middle, x[:, hi:]], 1)
 
 def copied_rows(
     plan: Plan,
     length: int, # tokens of the sequence, N
+    lo: int, # first candidate
 ) -> Tensor | None: # [B, M]; None for plans that copy nothing
-    "Rows of the flattened batch that a plan copies, counted from its first candidate."
-    return None if plan.copies is None else rows_of(plan.copies, length)
+    "Rows of the flattened batch that a plan copies."
+    return None if plan.copies is None else rows_of(plan.copies, length, lo)
 
 # %% ../nbs/00_tokens.ipynb #021c80db
 def places(

@@ -67,7 +67,7 @@ def callable_block(
         return through(seq.x)
     return call
 
-# %% ../nbs/10_walk.ipynb #9352d928
+# %% ../nbs/10_walk.ipynb #4005d871
 class Output(NamedTuple):
     "What a forward gives."
     logits: Tensor # [B, C]
@@ -92,9 +92,9 @@ def walk(
         if isinstance(plan, Weigh): decisions.append(plan)
         if watcher: watcher.passed(i, stage, plan, before, seq)
         if cache:
-            left = seq
-            seq, held = cache.step(i, before, plan, left, held)
-            if watcher and seq is not left: watcher.given(i, cache.end(left), seq.length - left.length)
+            length, end = seq.length, cache.end(seq)
+            seq, held = cache.step(i, before, plan, seq, held)
+            if watcher and seq.length > length: watcher.given(i, end, seq.length - length)
         if i in model.taps: read.append(head.read(backbone, seq))
     return Output(head.classify(backbone, read), seq.x, decisions)
 

@@ -74,9 +74,11 @@ def run(
     plan = reducer(view)
     return seq.account.plain(call, seq.reduce(plan, view.body)), plan
 
-# %% ../../nbs/reducers/00_base.ipynb #38cde433
+# %% ../../nbs/reducers/00_base.ipynb #5dbb2b94
 class Between(Seam):
     "A seam at which a reducer decides, as early as it can."
+    early = True # for comparison: False takes the published order everywhere
+
     def __init__(self, reducer: Reducer, view: View):
         self.reducer, self.view, self.reduced = reducer, view, False
         self.late = SCORES.find(reducer.criterion).needs == "update"
@@ -86,7 +88,7 @@ class Between(Seam):
     def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: # [B, M, D]
         if self.late: self.qkv = qkv
         else: self.decide(qkv)
-        early = self.plan is not None and not self.reducer.reference
+        early = self.early and self.plan is not None and not self.reducer.reference
         reduced = attend_reduced(self, attn, qkv) if early else None
         return project(attn, attend(attn, qkv)) if reduced is None else reduced
     def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: # [B, M, D]
@@ -96,7 +98,7 @@ class Between(Seam):
         if not self.reduced: return apply(self.plan, self.x + drop_path(update), lo, hi)
         return apply(self.plan, self.x, lo, hi, rows=self.rows) + drop_path(update)
 
-# %% ../../nbs/reducers/00_base.ipynb #03663d23
+# %% ../../nbs/reducers/00_base.ipynb #b001ff34
 def attend_reduced(
     seam: Between, # with a plan
     attn: nn.Module, # timm attention
@@ -107,7 +109,7 @@ def attend_reduced(
     means = seam.plan.means(lo, qkv.q.shape[2] - hi)
     if means is None: return None
     plan, total = means
-    seam.reduced, seam.rows = True, copied_rows(plan, qkv.q.shape[2])
+    seam.reduced, seam.rows = True, copied_rows(plan, qkv.q.shape[2], lo)
     if plan.copies is not None and not plan.summed: return project(attn, attend(attn, take_queries(qkv, plan.copies, lo, hi)))
     out = project(attn, apply(plan, attend(attn, qkv), lo, hi, rows=seam.rows))
     return out if total is None else out * total.to(out.dtype).unsqueeze(2)
