@@ -28,8 +28,8 @@ def on_meta(
         try: return timm.create_model(name, depth=2)
         except AssertionError: return timm.create_model(name)
 
-# %% ../../nbs/lab/08_coverage.ipynb #7e37f4a0
-def _has(module: nn.Module | None, *names: str) -> bool:
+# %% ../../nbs/lab/08_coverage.ipynb #f517d712
+def _uses(module: nn.Module | None, *names: str) -> bool:
     "Whether one of these parts is there and does something."
     return any(not isinstance(getattr(module, name, None), (nn.Identity, NoneType)) for name in names)
 
@@ -37,51 +37,52 @@ def _name(part: Any) -> str: return type(part).__name__
 
 def _names_of(parts: Iterable[Any]) -> str: return " and ".join(sorted({_name(part) for part in parts}))
 
-# %% ../../nbs/lab/08_coverage.ipynb #b0d80391
+# %% ../../nbs/lab/08_coverage.ipynb #da5053fb
 def _prefix(backbone: nn.Module) -> str:
     "The tokens before the patches."
     tokens, number = getattr(backbone, "embeds", backbone), backbone.num_prefix_tokens
-    if _has(tokens, "dist_token"): return "CLS + distillation"
-    cls = _has(tokens, "cls_token")
+    if _uses(tokens, "dist_token"): return "CLS + distillation"
+    cls = _uses(tokens, "cls_token")
     registers = [f"{number - cls} registers"] if number > cls else []
     return " + ".join(["CLS"]*cls + registers) or "none"
 
-# %% ../../nbs/lab/08_coverage.ipynb #97e3d1b2
+# %% ../../nbs/lab/08_coverage.ipynb #8c85fc65
 def _position(backbone: nn.Module) -> str:
     "How tokens know where they are."
     tokens, rope = getattr(backbone, "embeds", backbone), getattr(backbone, "rope", None)
     on_patches = getattr(tokens, "no_embed_class", True) or backbone.num_prefix_tokens == 0
-    learned = ["learned, on patches" if on_patches else "learned"] if _has(tokens, "pos_embed", "pos_embed_y") else []
+    learned = ["learned, on patches" if on_patches else "learned"] if _uses(tokens, "pos_embed", "pos_embed_y") else []
     rotary = [] if rope is None else [_name(rope).replace("RotaryEmbedding", "RoPE ")]
     return " + ".join(learned + rotary) or "none"
 
-# %% ../../nbs/lab/08_coverage.ipynb #ccbf31f9
+# %% ../../nbs/lab/08_coverage.ipynb #1a6fd383
 def _attention_parts(blocks: nn.Sequential) -> dict[str, bool]:
     "What is special about attention."
     attention = getattr(blocks[0], "attn", None)
     groups = [getattr(getattr(block, "attn", None), "num_kv_groups", 1) for block in blocks]
     return {
-        "qk-norm": _has(attention, "q_norm"),
-        "attention norm": _has(attention, "norm"),
-        "gate": _has(attention, "gate"),
+        "qk-norm": _uses(attention, "q_norm"),
+        "attention norm": _uses(attention, "norm"),
+        "gate": _uses(attention, "gate"),
         "GQA": max(groups) > 1,
         "separate q, k, v": attention is not None and getattr(attention, "qkv", 1) is None,
-        "separate bias": _has(attention, "q_bias"),
+        "separate bias": _uses(attention, "q_bias"),
         "half rotation": getattr(attention, "rotate_half", False)}
 
-# %% ../../nbs/lab/08_coverage.ipynb #2332cc48
+# %% ../../nbs/lab/08_coverage.ipynb #2a6619c2
 def _parts(backbone: nn.Module) -> str:
     "Everything beside attention and a plain MLP."
     block = backbone.blocks[0]
     attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
-    norm = _name(getattr(block, "norm1", backbone.norm))
-    parts = {"LayerScale": _has(block, "ls1", "gamma_1")} | _attention_parts(backbone.blocks) | {
+    norm = getattr(block, "norm1", None)
+    has_layer_norm = "LayerNorm" in _name(backbone.norm if norm is None else norm)
+    parts = {"LayerScale": _uses(block, "ls1", "gamma_1")} | _attention_parts(backbone.blocks) | {
         _name(mlp): _name(mlp) not in ("Mlp", "NoneType"),
-        norm: "LayerNorm" not in norm,
+        _name(norm): not has_layer_norm,
         "no projection bias": attention is not None and attention.proj.bias is None,
-        "MLP norm": _has(mlp, "norm"),
-        "norm before": _has(backbone, "norm_pre"),
-        "no final norm": not _has(backbone, "norm", "fc_norm"),
+        "MLP norm": _uses(mlp, "norm"),
+        "norm before": _uses(backbone, "norm_pre"),
+        "no final norm": not _uses(backbone, "norm", "fc_norm"),
         "any image size": getattr(backbone, "dynamic_img_size", False)}
     return ", ".join(name for name, there in parts.items() if there)
 

@@ -27,23 +27,23 @@ def _box(ax: Axes, x: float, y: float, width: float, text: str, colour: tuple[fl
     ax.add_patch(Rectangle((x, y), width, .3, facecolor=colour, edgecolor=".25", linewidth=1))
     ax.text(x + width/2, y + .15, text, ha="center", va="center", fontsize=10.5)
 
-# %% ../../nbs/lab/17_diagram.ipynb #022ab17b
+# %% ../../nbs/lab/17_diagram.ipynb #c5320fad
 def _heights(tokens: Sequence[int], largest: int) -> list[float]: return [(number/largest)**.5 for number in tokens]
 
 def _bar(ax: Axes, x: float, bottom: float, top: float, hatch: str = "", colour: tuple[float, ...] = _TOKENS) -> None:
     ax.add_patch(Rectangle((x, bottom), .42, top - bottom, facecolor=colour, edgecolor=".25", hatch=hatch))
 
-def _number(ax: Axes, x: float, y: float, number: int) -> None:
+def _count_above(ax: Axes, x: float, y: float, number: int) -> None:
     ax.text(x, y + .03, number, ha="center", va="bottom", fontsize=10.5)
 
-# %% ../../nbs/lab/17_diagram.ipynb #24d013bf
+# %% ../../nbs/lab/17_diagram.ipynb #305e936b
 def _block(ax: Axes, i: int, tokens: tuple[int, int], heights: tuple[float, float], kept: float, reduces: bool):
     "One block: tokens that enter and leave; above the height `kept` they come from the cache."
     _bar(ax, i + .08, 0, kept)
     if kept < heights[0]: _bar(ax, i + .08, kept, heights[0], "////", _GIFT)
     _bar(ax, i + .5, 0, heights[1], ".." if reduces else "")
-    _number(ax, i + .29, heights[0], tokens[0])
-    if tokens[0] != tokens[1]: _number(ax, i + .71, heights[1], tokens[1])
+    _count_above(ax, i + .29, heights[0], tokens[0])
+    if tokens[0] != tokens[1]: _count_above(ax, i + .71, heights[1], tokens[1])
     name, weight = (f"block {i}\nreduces", "bold") if reduces else (f"block {i}", "normal")
     ax.text(i + .5, -.04, name, ha="center", va="top", fontsize=10.5, weight=weight)
 

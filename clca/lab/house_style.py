@@ -49,8 +49,8 @@ BACKBONE_LABELS = {
     "vit_base_patch16_clip_224.laion2b": "CLIP-B/16",
     "deit_tiny_patch16_224.fb_in1k": "DeiT-Ti/16"}
 
-# %% ../../nbs/lab/10_house_style.ipynb #0185f353
-_IN_ORDER = [*VARIANT_LABELS, *REDUCER_LABELS, *DATASET_LABELS]
+# %% ../../nbs/lab/10_house_style.ipynb #7368367a
+_KNOWN = [*VARIANT_LABELS, *REDUCER_LABELS, *DATASET_LABELS]
 
 def label(
     name: str, # a variant, reducer, data set or backbone
@@ -60,36 +60,36 @@ def label(
     from_elsewhere = re.fullmatch(r"[\w.]+:(\w+)", name)
     return from_elsewhere[1] if from_elsewhere else known.get(name, name)
 
-# %% ../../nbs/lab/10_house_style.ipynb #52a4037a
+# %% ../../nbs/lab/10_house_style.ipynb #4309c88b
 def in_order(
     names: Iterable[str], # variants, reducers or data sets, in any order and number
 ) -> list[str]: # each once
     "Names in the order in which figures show them: known ones first, then all others by the alphabet."
-    known = {name: place for place, name in enumerate(_IN_ORDER)}
+    known = {name: place for place, name in enumerate(_KNOWN)}
     return sorted(set(names), key=lambda name: (known.get(name, len(known)), str(name)))
 
-# %% ../../nbs/lab/10_house_style.ipynb #f3d1c0a6
+# %% ../../nbs/lab/10_house_style.ipynb #cd9a12bf
 PALETTE, MARKERS, HATCHES = sns.color_palette("colorblind"), "oDs^vP*X<>", ["", "///", "\\\\\\", "xx", "..", "++"]
 _COLOURS = {"base": 7, "clc": 0, "ifa": 4, "cla_last": 5, "cla": 1, "clca": 2}
 _MARKERS = {"base": "o", "clc": "D", "ifa": "v", "cla_last": "P", "cla": "s", "clca": "^"}
 _LINES = {"base": ":", "clc": "-.", "ifa": (0, (1, 3)), "cla_last": (0, (5, 4)), "cla": "--", "clca": "-"}
-_STYLE = {
+_SETTINGS = {
     "font.size": 12, "axes.labelsize": 12, "axes.titlesize": 12, "figure.titlesize": 14, "xtick.labelsize": 11,
     "ytick.labelsize": 11, "legend.fontsize": 11, "figure.dpi": 100, "savefig.dpi": 150, "svg.hashsalt": "clca",
     "svg.fonttype": "path", "hatch.linewidth": .6, "font.family": "DejaVu Sans", "axes.edgecolor": ".3",
     "grid.color": ".88", "legend.frameon": False}
 
-# %% ../../nbs/lab/10_house_style.ipynb #a2bf5299
+# %% ../../nbs/lab/10_house_style.ipynb #d030ff6f
 def style() -> None:
     "Set the house style for every figure made after it."
-    sns.set_theme(style="whitegrid", palette="colorblind", rc=_STYLE)
+    sns.set_theme(style="whitegrid", palette="colorblind", rc=_SETTINGS)
 
-# %% ../../nbs/lab/10_house_style.ipynb #f5ab5293
+# %% ../../nbs/lab/10_house_style.ipynb #1862b72a
 def look(
     name: str, # variant, reducer or data set
 ) -> dict[str, Any]: # keywords for `Axes.plot`
     "Colour, marker and line of whatever tells lines apart, always the same for the same name."
-    place = _IN_ORDER.index(name) if name in _IN_ORDER else sum(name.encode())
+    place = _KNOWN.index(name) if name in _KNOWN else sum(name.encode())
     number = _COLOURS.get(name, place % len(PALETTE))
     return dict(color=PALETTE[number], marker=_MARKERS.get(name, MARKERS[number]), linestyle=_LINES.get(name, "-"),
                 markeredgecolor="black", markeredgewidth=.6)
@@ -167,15 +167,15 @@ def file_hash(
     "Short fingerprint of an input file."
     return hashlib.sha256((root()/path).read_bytes()).hexdigest()[:16]
 
-# %% ../../nbs/lab/10_house_style.ipynb #d666f993
-def _write(fig: Figure, path: Path) -> None:
+# %% ../../nbs/lab/10_house_style.ipynb #cc350440
+def _write_images(fig: Figure, path: Path) -> None:
     "PNG and SVG, without dates."
-    with mpl.rc_context({name: _STYLE[name] for name in ("svg.hashsalt", "svg.fonttype", "hatch.linewidth")}):
-        png = dict(dpi=_STYLE["savefig.dpi"], metadata={"Software": None})
+    with mpl.rc_context({name: _SETTINGS[name] for name in ("svg.hashsalt", "svg.fonttype", "hatch.linewidth")}):
+        png = dict(dpi=_SETTINGS["savefig.dpi"], metadata={"Software": None})
         fig.savefig(path.with_name(f"{path.name}.png"), bbox_inches="tight", **png)
         fig.savefig(path.with_name(f"{path.name}.svg"), bbox_inches="tight", metadata={"Date": None})
 
-# %% ../../nbs/lab/10_house_style.ipynb #15dec1ed
+# %% ../../nbs/lab/10_house_style.ipynb #22a5c966
 def save_figure(
     fig: Figure,
     name: str, # file name without ending
@@ -187,7 +187,7 @@ def save_figure(
     "Write PNG, SVG and a JSON record of what made the figure; byte-stable as long as inputs and versions are."
     folder = root()/folder
     folder.mkdir(parents=True, exist_ok=True)
-    _write(fig, folder/name)
+    _write_images(fig, folder/name)
     versions = {package: version(package) for package in ("matplotlib", "numpy", "pandas", "seaborn")}
     record = dict(
         figure=name, runs=[runs] if isinstance(runs, str) else sorted(runs), data_hash=data_hash, command=command,

@@ -117,22 +117,22 @@ def _fade(image: ndarray, shares: ndarray) -> ndarray:
     weight = .15 + .85*np.clip(shares.astype(float), 0, 1)[..., None]
     return image*weight + (1 - weight)*_GONE
 
-# %% ../../nbs/lab/16_pictures.ipynb #fedf409b
-def _merge(image: ndarray, groups: ndarray) -> ndarray:
+# %% ../../nbs/lab/16_pictures.ipynb #5aa70c95
+def _blend_groups(image: ndarray, groups: ndarray) -> ndarray:
     "Groups in their mean colour, with red lines between them."
     ids = np.unique(groups, return_inverse=True)[1].ravel()
     sums = [np.bincount(ids, channel) for channel in image.reshape(-1, 3).T]
     mean = np.stack([total/np.bincount(ids) for total in sums], 1)[ids].reshape(image.shape)
     return np.where(_borders(groups)[..., None], PALETTE[3], .35*image + .65*mean)
 
-# %% ../../nbs/lab/16_pictures.ipynb #4d38e3d1
+# %% ../../nbs/lab/16_pictures.ipynb #10548fc2
 def overlay(
     image: ndarray, # [H, W, 3] in 0…1
     grid: ndarray, # [g, g] booleans, shares 0…1, or integer groups
 ) -> ndarray: # [H, W, 3]
     "An image as the tokens see it. Raises `ValueError` if patches do not fill the image."
     whole = _upsample(grid, image.shape)
-    return _merge(image, whole) if np.issubdtype(grid.dtype, np.integer) else _fade(image, whole)
+    return _blend_groups(image, whole) if np.issubdtype(grid.dtype, np.integer) else _fade(image, whole)
 
 # %% ../../nbs/lab/16_pictures.ipynb #cdd1cc46
 def _tiles(rows: int, columns: int, extra: float = 0) -> tuple[Figure, ndarray]:

@@ -98,23 +98,23 @@ def unweighted(
     spec = replace(spec_of(run, num_classes=len(TYPEFACES)), pretrained=False)
     with torch.device("meta"): return create_model(**options_of(spec))
 
-# %% ../../nbs/lab/04_plans.ipynb #07dcfc15
-_DATA = ("dataset", "data_root", "image_size", "images_per_class", "data_seed")
-_MODEL = (*OPTIONS, "backbone_kwargs")
-_RECIPE = tuple(Recipe.__dataclass_fields__)
+# %% ../../nbs/lab/04_plans.ipynb #ba55eb49
+_DATA_OPTIONS = ("dataset", "data_root", "image_size", "images_per_class", "data_seed")
+_MODEL_OPTIONS = (*OPTIONS, "backbone_kwargs")
+_RECIPE_OPTIONS = tuple(Recipe.__dataclass_fields__)
 
 def _different(runs: Sequence[Mapping], names: Iterable[str]) -> list[dict]:
     "What the runs have under these names, each once."
     parts = ({name: run[name] for name in names if name in run} for run in runs)
     return list({json.dumps(part, sort_keys=True): part for part in parts}.values())
 
-# %% ../../nbs/lab/04_plans.ipynb #b7db9d6e
-def _check_names(runs: Sequence[Mapping], known: Iterable[str], notebook: str | Path) -> None:
+# %% ../../nbs/lab/04_plans.ipynb #f0aff4de
+def _check_known(runs: Sequence[Mapping], known: Iterable[str], notebook: str | Path) -> None:
     "Raise `ValueError` for names that the notebook does not take."
     unknown = sorted({name for run in runs for name in run} - set(known))
     if unknown: raise ValueError(f"{Path(notebook).name} has no parameter {', '.join(unknown)}")
 
-# %% ../../nbs/lab/04_plans.ipynb #8ec64359
+# %% ../../nbs/lab/04_plans.ipynb #a5da3758
 def check_runs(
     runs: Sequence[Mapping[str, Any]], # of a sweep
     notebook: str | Path, # that will run them
@@ -124,12 +124,12 @@ def check_runs(
         raise ValueError("the sweep has no runs: a reducer other than 'none' needs keep rates below 1, "
                          "and 'none' needs keep = 1")
     defaults = _notebook_defaults(notebook)
-    _check_names(runs, defaults, notebook)
+    _check_known(runs, defaults, notebook)
     whole = [defaults | run for run in runs]
-    for recipe in _different(whole, _RECIPE): Recipe(**recipe)
-    for model in _different(whole, _MODEL):
+    for recipe in _different(whole, _RECIPE_OPTIONS): Recipe(**recipe)
+    for model in _different(whole, _MODEL_OPTIONS):
         if "backbone" in model: unweighted(model)
-    for data in _different(whole, _DATA): load_data(**{"dataset": "typefaces"} | data)
+    for data in _different(whole, _DATA_OPTIONS): load_data(**{"dataset": "typefaces"} | data)
 
 # %% ../../nbs/lab/04_plans.ipynb #5b2fff1c
 _VITS = [

@@ -23,8 +23,8 @@ def measured_on(
     return (f"{label(row.backbone)} against stock timm with fused attention, one run, medians over rounds: "
             f"{row.device}, {row.threads} threads, {row.precision}, PyTorch {row.torch.partition('+')[0]}.")
 
-# %% ../../nbs/lab/15_speed_figures.ipynb #305e3e1d
-def _inference(table: pd.DataFrame) -> pd.DataFrame:
+# %% ../../nbs/lab/15_speed_figures.ipynb #d62645f5
+def _reducing_rows(table: pd.DataFrame) -> pd.DataFrame:
     "The rows of models that reduce, in inference."
     return table[(table["mode"] == "inference") & (table.variant != "stock")]
 
@@ -46,13 +46,13 @@ def _draw_bounds(ax: Axes, panel: pd.DataFrame, top: float) -> None:
     ax.set(xlim=(min(.95, panel.mac_ratio.min()*.98), top), ylim=(min(.95, panel.speedup.min()*.98), top),
            xlabel="MACs of stock timm / MACs", ylabel="measured speed-up")
 
-# %% ../../nbs/lab/15_speed_figures.ipynb #a47b619c
+# %% ../../nbs/lab/15_speed_figures.ipynb #11a28983
 def speedup_curves(
     table: pd.DataFrame, # of a benchmark
     title: str = "Measured speed-up against what multiply-accumulates allow",
 ) -> Figure:
     "Speed-up against the ratio of multiply-accumulates: a panel for each size, a line for each method and batch."
-    rows = _inference(table)
+    rows = _reducing_rows(table)
     many, largest = rows.reducer.nunique() > 1, rows.batch.max()
     fig, axes = panels(rows["size"].nunique(), width=4.4, height=4.6)
     for ax, (size, panel) in zip(axes, rows.groupby("size")):
@@ -72,13 +72,13 @@ def _draw_bars(ax: Axes, rows: pd.DataFrame, places: pd.Series, kind: dict[str, 
     ax.plot(rows.mac_ratio, places, linestyle="", marker="|", markersize=13, markeredgewidth=2.5, color="black",
             label=mark)
 
-# %% ../../nbs/lab/15_speed_figures.ipynb #3e7d85f7
+# %% ../../nbs/lab/15_speed_figures.ipynb #3fd166c4
 def speedup_bars(
     table: pd.DataFrame, # of a benchmark, of one size, batch and keep rate
     title: str = "Measured speed-up by reducer",
 ) -> Figure:
     "A bar for each reducer and variant, with a mark where the ratio of multiply-accumulates is."
-    rows = _inference(table)
+    rows = _reducing_rows(table)
     reducers, variants = in_order(rows.reducer), in_order(rows.variant)
     fig, [ax] = panels(width=8.5, height=.62*len(reducers) + 1.6)
     step = min(.38, .76/len(variants))

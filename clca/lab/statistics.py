@@ -16,8 +16,8 @@ from scipy.stats import bootstrap
 
 from ..spec import VARIANTS
 
-# %% ../../nbs/lab/03_statistics.ipynb #1ba75172
-def _columns(names: str | Sequence[str]) -> list[str]: return [names] if isinstance(names, str) else list(names)
+# %% ../../nbs/lab/03_statistics.ipynb #ac36015d
+def _as_list(names: str | Sequence[str]) -> list[str]: return [names] if isinstance(names, str) else list(names)
 
 def summary(
     df: pd.DataFrame, # one row a run
@@ -25,7 +25,7 @@ def summary(
     value: str = "test_top1", # what is averaged
 ) -> pd.DataFrame: # the columns of `by`, then `mean`, `std` (n - 1), `n`
     "Mean, standard deviation and number of runs of each group."
-    groups = df.groupby(_columns(by), dropna=False)[value]
+    groups = df.groupby(_as_list(by), dropna=False)[value]
     return groups.agg(["mean", "std", "count"]).rename(columns={"count": "n"}).reset_index()
 
 # %% ../../nbs/lab/03_statistics.ipynb #00dde25e
@@ -88,7 +88,7 @@ def paired_values(
         raise ValueError(f"no pair of {a!r} and {b!r} that shares {', '.join(by)}; {on} has {sorted(df[on].unique())}")
     return pairs
 
-# %% ../../nbs/lab/03_statistics.ipynb #b9d10783
+# %% ../../nbs/lab/03_statistics.ipynb #87955d54
 def paired_difference(
     df: pd.DataFrame, # one row a run or cell
     by: str | Sequence[str], # a row of the result for each combination of these
@@ -100,8 +100,8 @@ def paired_difference(
     seed: int = 0, # of the bootstrap
 ) -> pd.DataFrame: # `by`, then `mean`, `std`, `n` (pairs), `low`, `high` (95 %), `positive` (share of pairs)
     "Mean of the paired differences a - b, with a bootstrap interval. Raises `ValueError` as `paired_values` does."
-    by, rows = _columns(by), []
-    pairs = paired_values(df, [*by, *_columns(pair)], a, b, value, on)
+    by, rows = _as_list(by), []
+    pairs = paired_values(df, [*by, *_as_list(pair)], a, b, value, on)
     for key, d in (pairs[a] - pairs[b]).groupby(level=by):
         low, high = _interval(d.to_numpy(), n_boot, seed)
         group = dict(zip(by, key if isinstance(key, tuple) else (key,)))

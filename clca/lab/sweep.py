@@ -160,13 +160,13 @@ def _minutes_left(table: pd.DataFrame, results: Sequence[Mapping], workers: int)
     rest = table[~table.done & ~table.name.isin(done.name)].seconds.fillna(done.seconds.mean()).sum()
     return rest*pace/workers/60
 
-# %% ../../nbs/lab/06_sweep.ipynb #4b021fa3
-def _told(result: Mapping[str, Any]) -> str:
+# %% ../../nbs/lab/06_sweep.ipynb #834798b5
+def _result_line(result: Mapping[str, Any]) -> str:
     "What came of a run, in one line."
     error = f" — {result['error'][:300]}" if result["error"] else ""
     return f"{result['name']}: {result['status']} in {result['seconds']:.0f} s{error}"
 
-# %% ../../nbs/lab/06_sweep.ipynb #cc2c97e0
+# %% ../../nbs/lab/06_sweep.ipynb #ef495e59
 def run_all(
     table: pd.DataFrame, # from `sweep_table`
     folder: str | Path, # with the run folders
@@ -183,7 +183,7 @@ def run_all(
                 results.append(job.result())
                 bar.update()
                 left = _minutes_left(table, results, workers)
-                print(f"{len(results)}/{len(todo)} {_told(results[-1])}; {left:.0f} min left", flush=True)
+                print(f"{len(results)}/{len(todo)} {_result_line(results[-1])}; {left:.0f} min left", flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -39,8 +39,8 @@ def table_rows(
     rows = [{"method": f"{name}, keep {keep:g}", **_row(group)} for keep, group in ours.groupby("keep")]
     return pd.concat([rivals[~rivals.method.str.startswith("CLCA")], pd.DataFrame(rows)], ignore_index=True)
 
-# %% ../../nbs/lab/14_tables.ipynb #d37d9f4d
-_COLUMNS = {
+# %% ../../nbs/lab/14_tables.ipynb #9b29f3f5
+_HEADERS = {
     "method": "method", "backbone": "backbone", "cotton": "Cotton", "soylocal": "SoyLocal", "soygene": "SoyGene",
     "soyageing_per_stage": "SoyAgeing\nper stage", "soyageing_pooled": "SoyAgeing\npooled", "soyglobal": "SoyGlobal",
     "gmacs": "GMAC"}
@@ -56,10 +56,10 @@ def _cell_text(row: pd.Series, column: str, corrected: Collection[tuple[str, str
     star = "*" if (row.method, column) in corrected else ""
     return f"{value:.2f}{star}" + ("" if pd.isna(std) else f" ±{std:.1f}")
 
-# %% ../../nbs/lab/14_tables.ipynb #a96d2c2e
+# %% ../../nbs/lab/14_tables.ipynb #1dfdeb32
 def _dress(table: Any, rows: pd.DataFrame) -> None:
     "Lines and heights; the best of a column in bold, rows that are ours shaded."
-    best = {j: rows[column].idxmax() for j, column in enumerate(_COLUMNS) if 2 <= j < 8}
+    best = {j: rows[column].idxmax() for j, column in enumerate(_HEADERS) if 2 <= j < 8}
     for (i, j), cell in table.get_celld().items():
         is_header = i == 0
         cell.set(edgecolor=".8", linewidth=.6, height=(1.7 if is_header else 1)/(len(rows) + 1.7))
@@ -70,7 +70,7 @@ def _dress(table: Any, rows: pd.DataFrame) -> None:
             cell.get_text().set_ha("left")
             cell.PAD = .03
 
-# %% ../../nbs/lab/14_tables.ipynb #95fd2a62
+# %% ../../nbs/lab/14_tables.ipynb #fd7f14d0
 def comparison_table(
     rows: pd.DataFrame, # see `table_rows`
     corrected: Collection[tuple[str, str]] = _CORRECTED, # (method, column) to mark
@@ -82,8 +82,8 @@ def comparison_table(
     ax = fig.add_axes((0, 0, 1, .93))
     ax.axis("off")
     ax.set_title(title)
-    text = [[_cell_text(row, column, corrected) for column in _COLUMNS] for _, row in rows.iterrows()]
-    table = ax.table(text, colLabels=list(_COLUMNS.values()), bbox=(0, 0, 1, 1), cellLoc="center",
+    text = [[_cell_text(row, column, corrected) for column in _HEADERS] for _, row in rows.iterrows()]
+    table = ax.table(text, colLabels=list(_HEADERS.values()), bbox=(0, 0, 1, 1), cellLoc="center",
                      colWidths=[.14, .15, .105, .105, .105, .105, .105, .105, .07])
     table.auto_set_font_size(False)
     table.set_fontsize(11)
