@@ -5,110 +5,157 @@
 # %% auto #0
 __all__ = ['as_kind', 'injected', 'check_parameters', 'small_settings']
 
-# %% ../../nbs/lab/00_params.ipynb #4538afd9
-import ast, os, tempfile, typing
+# %% ../../nbs/lab/00_params.ipynb #3862b650
+import ast
+import os
+import tempfile
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
+
 import yaml
+
 from ..training.paths import root
 
-# %% ../../nbs/lab/00_params.ipynb #c58e7d4e
+# %% ../../nbs/lab/00_params.ipynb #96d08b16
+_BOOLEANS = {"true": True, "false": False}
+
 def _number(value: Any, kind: type) -> Any:
     "`value` as `kind` (float, int or bool) if nothing is lost, else unchanged."
-    if kind is bool: return {'true': True, 'false': False}.get(value, value) if isinstance(value, str) else value
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool): return float(value)
+    if isinstance(value, bool): return value
+    if kind is bool and isinstance(value, str): return _BOOLEANS.get(value, value)
+    if kind is float and isinstance(value, (int, str)): return float(value)
     if kind is int and isinstance(value, float) and value.is_integer(): return int(value)
     return value
 
-# %% ../../nbs/lab/00_params.ipynb #24523598
+# %% ../../nbs/lab/00_params.ipynb #a7b616ac
 def _written(kind: Any) -> str:
-    "An annotation as a reader would say it."
-    if get_origin(kind) in (Union, UnionType): return ' or '.join(map(_written, get_args(kind)))
-    return kind.__name__.replace('NoneType', 'None') if type(kind) is type else str(kind).replace('typing.', '')
+    "An annotation in words."
+    if get_origin(kind) in (Union, UnionType): return " or ".join(map(_written, get_args(kind)))
+    if type(kind) is type: return kind.__name__.replace("NoneType", "None")
+    return str(kind).replace("typing.", "")
 
-def as_kind(value: Any, # what papermill or the notebook assigned
-            kind: Any,  # the annotation: a class, `list[int]`, `Optional[str]`, `Union[float, list[float]]`
-            ) -> Any:   # the value, converted if that loses nothing; `TypeError` or `ValueError` if it does not fit
-    "`value` as the annotation `kind` wants it."
-    base, args = get_origin(kind) or kind, get_args(kind)
+def _is_a(value: Any, kind: type) -> bool:
+    "`isinstance`, but for booleans, which are no numbers here."
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+# %% ../../nbs/lab/00_params.ipynb #1d7ff805
+def as_kind(
+    value: Any, # what papermill or the notebook assigned
+    kind: Any, # the annotation: a class, `list[int]`, `Optional[str]`, `Union[float, list[float]]`
+) -> Any: # the value, converted if that loses nothing
+    "`value` as the annotation `kind` wants it; `TypeError`, `ValueError` or `SyntaxError` if it does not fit."
+    base, inner = get_origin(kind) or kind, get_args(kind)
     if base is Any: return value
-    if base in (Union, UnionType): return _first_kind(value, args)
+    if base in (Union, UnionType): return _first_kind(value, inner)
     if base in (list, tuple, dict) and isinstance(value, str): value = ast.literal_eval(value)
-    if base in (list, tuple) and isinstance(value, (list, tuple)): return base(as_kind(v, args[0]) if args else v for v in value)
+    if base in (list, tuple) and isinstance(value, (list, tuple)):
+        return base(as_kind(item, inner[0]) if inner else item for item in value)
     value = _number(value, base)
-    if not isinstance(value, base) or isinstance(value, bool) and base is not bool: raise TypeError(f'{value!r} is no {_written(kind)}')
+    if not _is_a(value, base): raise TypeError(f"{value!r} is no {_written(kind)}")
     return value
 
-# %% ../../nbs/lab/00_params.ipynb #723ec180
-def _first_kind(value: Any, kinds: tuple) -> Any:
+# %% ../../nbs/lab/00_params.ipynb #c3d2fa8b
+def _first_kind(value: Any, kinds: Sequence) -> Any:
     "`value` as the first of `kinds` that takes it."
     for kind in kinds:
         try: return as_kind(value, kind)
         except (TypeError, ValueError, SyntaxError): pass
-    raise TypeError(f'{value!r} is none of {", ".join(map(_written, kinds))}')
+    raise TypeError(f"{value!r} is none of {', '.join(map(_written, kinds))}")
 
-# %% ../../nbs/lab/00_params.ipynb #e95e6948
+# %% ../../nbs/lab/00_params.ipynb #cc35cfeb
+def _targets(statement: ast.stmt) -> list[ast.expr]:
+    "What an assignment assigns to, annotated or not."
+    return getattr(statement, "targets", None) or [statement.target]
+
 def _names(source: str, node: type) -> list[str]:
     "Names that `source` assigns at its top level, by `ast.Assign` or `ast.AnnAssign`."
     try: body = ast.parse(source).body
     except SyntaxError: return []
-    return [t.id for o in body if isinstance(o, node) for t in getattr(o, 'targets', None) or [o.target] if isinstance(t, ast.Name)]
+    targets = [target for statement in body if isinstance(statement, node) for target in _targets(statement)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
-# %% ../../nbs/lab/00_params.ipynb #dc141338
-def injected(history: list[str], # sources of the cells run so far
-             ) -> tuple[int, list[str]]: # place of papermill's last cell in the history (-1: none) and the names it sets
+# %% ../../nbs/lab/00_params.ipynb #daf0ef89
+def injected(
+    history: Sequence[str], # sources of the cells run so far
+) -> tuple[int, list[str]]: # place of papermill's last cell in the history (-1: none), and the names it sets
     "Finds the cell that papermill added."
-    found = [(i, names) for i, s in enumerate(history) if s.startswith('# Parameters\n') and (names := _names(s, ast.Assign))]
+    cells = [(i, _names(s, ast.Assign)) for i, s in enumerate(history) if s.startswith("# Parameters\n")]
+    found = [(place, names) for place, names in cells if names]
     return found[-1] if found else (-1, [])
 
-# %% ../../nbs/lab/00_params.ipynb #cd90fd83
-def _check_names(history: list[str], kinds: dict) -> None:
+# %% ../../nbs/lab/00_params.ipynb #9c758ad1
+def _check_names(history: Sequence[str], kinds: Mapping[str, Any]) -> None:
     "Raises if papermill set a name that is no parameter, or set it too early."
     place, names = injected(history)
-    if place >= 0 and not any(_names(s, ast.AnnAssign) for s in history[:place]):
-        raise ValueError(f"papermill's values ({', '.join(names)}) came before the parameters cell, which then overwrote them: "
-                         "give that cell its tag 'parameters' back")
+    if place >= 0 and not any(_names(source, ast.AnnAssign) for source in history[:place]):
+        raise ValueError(f"papermill's values ({', '.join(names)}) came before the parameters cell, which then "
+                         "overwrote them: give that cell its tag 'parameters' back")
     for name in names:
-        if name in kinds: continue
-        near = get_close_matches(name, kinds, 1)
-        raise ValueError(f"{name!r} is no parameter of this notebook; " +
-                         (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(kinds)}"))
+        if name not in kinds: raise ValueError(f"{name!r} is no parameter of this notebook; {_other(name, kinds)}")
 
-# %% ../../nbs/lab/00_params.ipynb #8757655a
-_hint = {str: 'papermill turns numbers, nan, None and True into values, so pass text with -r', bool: 'write True or False',
-         list: "write it like '[3, 6, 9]'", tuple: "write it like '[3, 6, 9]'", dict: "write it like '{\"name\": 1}'"}
-_like = {NoneType: 'None', bool: 'True or False', int: 'a whole number like 3', float: 'a number like 0.25', str: 'a text (with -r)',
-         list[int]: "a list like '[3, 6, 9]'", list[float]: "a list like '[0.5, 0.25]'", list[bool]: "a list like '[True, False]'",
-         list[str]: "a list like '[\"a\", \"b\"]'", list[list[int]]: "a list like '[[3, 6, 9], [4, 8]]'", dict: "a dictionary like '{\"name\": 1}'"}
+# %% ../../nbs/lab/00_params.ipynb #2de17e00
+def _other(name: str, known: Iterable[str]) -> str:
+    "What may have been meant."
+    near = get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
 
+# %% ../../nbs/lab/00_params.ipynb #7272621c
+_HINTS = {
+    str: "papermill turns numbers, nan, None and True into values, so pass text with -r",
+    bool: "write True or False",
+    list: "write it like '[3, 6, 9]'",
+    tuple: "write it like '[3, 6, 9]'",
+    dict: "write it like '{\"name\": 1}'"}
+
+# %% ../../nbs/lab/00_params.ipynb #eabfaf61
+_EXAMPLES = {
+    NoneType: "None", bool: "True or False", int: "a whole number like 3", float: "a number like 0.25",
+    str: "a text (with -r)", dict: "a dictionary like '{\"name\": 1}'",
+    list[int]: "a list like '[3, 6, 9]'", list[float]: "a list like '[0.5, 0.25]'",
+    list[bool]: "a list like '[True, False]'", list[str]: "a list like '[\"a\", \"b\"]'",
+    list[list[int]]: "a list like '[[3, 6, 9], [4, 8]]'"}
+
+# %% ../../nbs/lab/00_params.ipynb #5f8c1050
 def _advice(kind: Any) -> str:
     "How to write a value of `kind`."
-    if get_origin(kind) in (Union, UnionType): return 'write ' + ', or '.join(_like.get(k, _written(k)) for k in get_args(kind))
-    return _hint.get(get_origin(kind) or kind, 'pass a value of that type')
+    if get_origin(kind) not in (Union, UnionType):
+        return _HINTS.get(get_origin(kind) or kind, "pass a value of that type")
+    return "write " + ", or ".join(_EXAMPLES.get(one, _written(one)) for one in get_args(kind))
 
+# %% ../../nbs/lab/00_params.ipynb #7e6af490
 def _check_type(name: str, value: Any, kind: Any) -> Any:
     "`value` as `kind`, or a `ValueError` that names both."
     try: return as_kind(value, kind)
     except (TypeError, ValueError, SyntaxError):
-        raise ValueError(f'{name} = {value!r} does not fit its type {_written(kind)}: {_advice(kind)}') from None
+        raise ValueError(f"{name} = {value!r} does not fit its type {_written(kind)}: {_advice(kind)}") from None
 
-# %% ../../nbs/lab/00_params.ipynb #19493b9d
-def check_parameters(history: list[str], # `In`, the sources of the cells run so far
-                     names: dict,        # `globals()` of the notebook; converted values are written back
-                     ) -> dict[str, Any]: # every parameter with its value, ready to be recorded
+# %% ../../nbs/lab/00_params.ipynb #317dd5f8
+def _kind_of(annotation: Any) -> Any:
+    "An annotation in quotes, read with the names of `typing`."
+    return eval(annotation, dict(vars(typing))) if isinstance(annotation, str) else annotation
+
+# %% ../../nbs/lab/00_params.ipynb #0635b287
+def check_parameters(
+    history: Sequence[str], # `In`, the sources of the cells run so far
+    names: dict[str, Any], # `globals()` of the notebook; converted values are written back
+) -> dict[str, Any]: # every parameter with its value, ready to be recorded
     "Checks the parameters of a notebook, called in the cell after them; raises `ValueError` with one sentence."
-    kinds = {n: eval(k, dict(vars(typing))) if isinstance(k, str) else k for n, k in names.get('__annotations__', {}).items()}
-    if not kinds: raise ValueError('no annotated parameters found: call check_parameters(In, globals()) in the cell after them')
+    kinds = {name: _kind_of(kind) for name, kind in names.get("__annotations__", {}).items()}
+    if not kinds:
+        raise ValueError("no annotated parameters found: call check_parameters(In, globals()) in the cell after them")
     _check_names(history, kinds)
     settings = {name: _check_type(name, names[name], kind) for name, kind in kinds.items()}
     names.update(settings)
     return settings
 
-# %% ../../nbs/lab/00_params.ipynb #7c2d858a
+# %% ../../nbs/lab/00_params.ipynb #ef029bb5
 def small_settings(
     name: str, # of the notebook
 ) -> dict[str, Any]: # to be merged into its settings
-    "What `tests/smoke.yaml` sets for a notebook, and a temporary folder as `out`, if `nbdev_test` runs it; else nothing."
-    if not os.environ.get('IN_TEST'): return {}
-    return {'out': tempfile.mkdtemp(), **yaml.safe_load((root()/'tests'/'smoke.yaml').read_text())[name]['parameters']}
+    "Under `nbdev_test`, what `tests/smoke.yaml` sets for a notebook, and a temporary folder as `out`; else nothing."
+    if not os.environ.get("IN_TEST"): return {}
+    smoke = yaml.safe_load((root()/"tests"/"smoke.yaml").read_text())
+    return {"out": tempfile.mkdtemp(), **smoke[name]["parameters"]}
