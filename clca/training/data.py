@@ -6,19 +6,13 @@
 __all__ = ['read_folder', 'read_csv', 'add_splits', 'sorted_classes', 'check_rows', 'check_classes', 'without_bad',
            'warn_repeated', 'Data', 'content_hash', 'load_data']
 
-# %% ../../nbs/training/03_data.ipynb #3f2398c6
-import csv
-import difflib
-import hashlib
-import os
-import re
-import warnings
+# %% ../../nbs/training/03_data.ipynb #e6074a8e
+import csv, difflib, hashlib, os, re, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 
 from .images import Images, hold, inspect_files
 from .paths import locate
@@ -42,13 +36,14 @@ def _found(
 def _found_folder(data_root: str) -> Path: return _found(data_root, "a folder of class folders", Path.is_dir)
 def _found_csv(data_root: str) -> Path: return _found(data_root, "a CSV file", Path.is_file)
 
-# %% ../../nbs/training/03_data.ipynb #a8fe5bea
+# %% ../../nbs/training/03_data.ipynb #0c9d93af
 _LITTER = "Thumbs.db", "desktop.ini", "__MACOSX", "__pycache__"
 
 def _entries(folder: Path) -> list[Path]:
     "What a folder holds, sorted, without what desktops and Python leave behind."
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name not in _LITTER)
 
+# %% ../../nbs/training/03_data.ipynb #3a2cecfe
 def _class_files(folder: Path) -> list[Path]:
     "The files of one class folder; ValueError if there is none."
     inside = _entries(folder)
@@ -58,12 +53,14 @@ def _class_files(folder: Path) -> list[Path]:
                          "(if those folders are the classes, data_root is one level too high)")
     raise ValueError(f"class folder {folder} holds no image: fill or remove it (class folders lie in data_root)")
 
+# %% ../../nbs/training/03_data.ipynb #f11c4ed7
 def _class_rows(parent: Path, base: Path, split: str) -> list[tuple[str, str, str, str]]:
     "A row for each file in each class folder of `parent`."
     folders = [p for p in _entries(parent) if p.is_dir()]
-    return [(file.relative_to(base).as_posix(), str(file), folder.name, split) for folder in folders for file in _class_files(folder)]
+    return [(file.relative_to(base).as_posix(), str(file), folder.name, split)
+            for folder in folders for file in _class_files(folder)]
 
-# %% ../../nbs/training/03_data.ipynb #175f8f7e
+# %% ../../nbs/training/03_data.ipynb #5818e60e
 _LIKE_SPLITS = "train", "training", "val", "valid", "validation", "dev", "test", "testing"
 
 def _check_splits(base: Path, names: list[str]) -> None:
@@ -73,13 +70,15 @@ def _check_splits(base: Path, names: list[str]) -> None:
     raise ValueError(f"data_root {str(base)!r} looks like splits, with folders in {', '.join(like)}: "
                      f"they must be called {', '.join(SPLITS)}, with nothing beside them (it has {', '.join(names)})")
 
+# %% ../../nbs/training/03_data.ipynb #1af7fc36
 def _folder_rows(base: Path) -> list[tuple[str, str, str, str]]:
     "The rows of a folder of splits, or of one that holds the class folders themselves."
     names = [p.name for p in _entries(base) if p.is_dir()]
     if "train" not in names or set(names) - set(SPLITS):
         _check_splits(base, names)
         return _class_rows(base, base, "")
-    if "test" not in names: raise ValueError(f"data_root {str(base)!r} has a train folder but no test folder: add test")
+    if "test" not in names:
+        raise ValueError(f"data_root {str(base)!r} has a train folder but no test folder: add test")
     return [row for split in names for row in _class_rows(base/split, base, split)]
 
 # %% ../../nbs/training/03_data.ipynb #34c2a98a
@@ -104,7 +103,7 @@ def _csv_rows(path: Path) -> dict[int, list[str]]:
     if not rows: raise ValueError(f"{path} cannot be read as a CSV, it is empty: {_SAVE}")
     return rows
 
-# %% ../../nbs/training/03_data.ipynb #c3e656c3
+# %% ../../nbs/training/03_data.ipynb #6cd0f1ee
 def _check_header(path: Path, header: list[str]) -> None:
     "Raise ValueError if a column that is needed has no name."
     missing = [c for c in ("path", "label") if c not in header]
@@ -113,6 +112,7 @@ def _check_header(path: Path, header: list[str]) -> None:
     remedy = _SAVE if one_column else "name them in its first line"
     raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}: it has {', '.join(header)!r}; {remedy}")
 
+# %% ../../nbs/training/03_data.ipynb #afb4523c
 def _check_lengths(path: Path, rows: dict[int, list[str]], columns: int) -> None:
     "Raise ValueError for the first line with more fields than the header names."
     for line, row in rows.items():
@@ -120,13 +120,14 @@ def _check_lengths(path: Path, rows: dict[int, list[str]], columns: int) -> None
             raise ValueError(f"{path}, line {line} has {len(row)} columns, but the header {columns}: "
                              "put a text with a comma in double quotes, or name every column")
 
+# %% ../../nbs/training/03_data.ipynb #81d99ac9
 def _check_filled(path: Path, table: pd.DataFrame) -> None:
     "Raise ValueError for the first empty field; splits may be empty if all are."
     for column in _TABLE[1:] if table.split.any() else _TABLE[1:3]:
         empty = table.index[table[column] == ""]
         if len(empty): raise ValueError(f"{path}, line {empty[0]}: {column} is empty")
 
-# %% ../../nbs/training/03_data.ipynb #9a5e6e8b
+# %% ../../nbs/training/03_data.ipynb #5cd76719
 def _csv_columns(path: Path) -> pd.DataFrame:
     "The columns path, label and split of a CSV as text; of columns with the same name the first counts."
     rows = _csv_rows(path)
@@ -135,11 +136,12 @@ def _csv_columns(path: Path) -> pd.DataFrame:
     if not rows: raise ValueError(f"{path} has no rows")
     _check_lengths(path, rows, len(header))
     fields = [dict(reversed([*zip(header, row)])) for row in rows.values()]
-    table = pd.DataFrame([[row.get(c, "") for c in _TABLE[1:]] for row in fields], columns=_TABLE[1:], index=list(rows))
+    values = [[row.get(column, "") for column in _TABLE[1:]] for row in fields]
+    table = pd.DataFrame(values, columns=_TABLE[1:], index=list(rows))
     _check_filled(path, table)
     return table.reset_index(drop=True)
 
-# %% ../../nbs/training/03_data.ipynb #b8f57d18
+# %% ../../nbs/training/03_data.ipynb #ae22c1aa
 def _check_listed(base: Path, table: pd.DataFrame) -> None:
     "Raise ValueError for a split that is unknown or lacking, or a file that is not there."
     if odd := sorted(set(table.split) - {"", *SPLITS}):
@@ -148,8 +150,10 @@ def _check_listed(base: Path, table: pd.DataFrame) -> None:
     if table.split.any() and lacking: raise ValueError(f"{base} has a split column but no {lacking[0]} row")
     missing = [name for name, path in zip(table.name, table.path) if not os.path.isfile(path)]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(table)} files in {base} do not exist in {base.parent}, the first is {missing[0]}")
+        raise ValueError(f"{len(missing)} of {len(table)} files in {base} do not exist in {base.parent}, "
+                         f"the first is {missing[0]}")
 
+# %% ../../nbs/training/03_data.ipynb #4818d92e
 def read_csv(
     data_root: str, # path of the CSV: path,label[,split], paths relative to its folder
 ) -> pd.DataFrame: # name, path, label, split
@@ -160,7 +164,7 @@ def read_csv(
     _check_listed(base, table)
     return table[_TABLE]
 
-# %% ../../nbs/training/03_data.ipynb #f1a37bd2
+# %% ../../nbs/training/03_data.ipynb #80c8c352
 def _share(labels: pd.Series, shares: dict[str, float], seed: int) -> pd.Series:
     "A split for each row: of every class, `shares` at random (at least one image each), and the rest is for training."
     split = pd.Series("train", index=labels.index)
@@ -172,6 +176,7 @@ def _share(labels: pd.Series, shares: dict[str, float], seed: int) -> pd.Series:
             start = stop
     return split
 
+# %% ../../nbs/training/03_data.ipynb #a4be19e9
 def _shares(table: pd.DataFrame) -> dict[str, float]:
     "What part of the training rows goes to which split that the table lacks."
     there = set(table.split)
@@ -249,7 +254,7 @@ def warn_repeated(
     warnings.warn(f"{len(same)} of {len(test)} test images are also training images, byte for byte, the first is "
                   f"{same.name.iloc[0]} (the same as {twin}): remove one of each pair", stacklevel=2)
 
-# %% ../../nbs/training/03_data.ipynb #f058f19b
+# %% ../../nbs/training/03_data.ipynb #b1911660
 @dataclass
 class Data:
     "Three sets of images and what a run records about them."
@@ -263,6 +268,7 @@ class Data:
 
     def summary(self) -> pd.DataFrame: return _summary(self)
 
+# %% ../../nbs/training/03_data.ipynb #e977770a
 def _summary(data: Data) -> pd.DataFrame:
     "Images, classes, the rarest and the commonest class of each split; the corner tells how labels became numbers."
     counts = {s: np.bincount(getattr(data, s).labels, minlength=len(data.classes)) for s in SPLITS}
@@ -271,24 +277,30 @@ def _summary(data: Data) -> pd.DataFrame:
     corner = f"{data.name}: {data.classes[0]} … {data.classes[-1]} → 0 … {len(data.classes) - 1}"
     return pd.DataFrame(rows).T.astype("Int64").rename_axis(columns=corner)
 
-# %% ../../nbs/training/03_data.ipynb #aa80d453
+# %% ../../nbs/training/03_data.ipynb #95db422b
 _KINDS = "typefaces", "folder", "csv"
 
-def _check_request(dataset: str, **least: tuple[int, int]) -> None:
-    "Raise ValueError for an unknown kind of data, or a number below the least that it may be."
+def _check_request(
+    dataset: str,
+    sizes: dict[str, int], # at least 1
+    seeds: dict[str, int], # at least 0
+) -> None:
+    "Raise ValueError for an unknown kind of data, or a number that is too small."
     if dataset not in _KINDS:
         near = difflib.get_close_matches(dataset, _KINDS, 1, 0)[0]
         raise ValueError(f"unknown dataset {dataset!r}: did you mean {near!r}? (valid: {', '.join(_KINDS)})")
-    for name, (value, low) in least.items():
-        if value < low: raise ValueError(f"{name} is {value}: it must be at least {low}")
+    for least, numbers in (1, sizes), (0, seeds):
+        for name, value in numbers.items():
+            if value < least: raise ValueError(f"{name} is {value}: it must be at least {least}")
 
+# %% ../../nbs/training/03_data.ipynb #eb01e691
 def _read(dataset: str, data_root: str, size: int, n: int, data_seed: int) -> tuple[pd.DataFrame, Path]:
     "Table and place of one of the three kinds of data."
     if dataset == "csv": return read_csv(data_root), _found_csv(data_root)
     place = typefaces(size, n, data_seed) if dataset == "typefaces" else _found_folder(data_root)
     return read_folder(str(place)), place
 
-# %% ../../nbs/training/03_data.ipynb #e6d59cc0
+# %% ../../nbs/training/03_data.ipynb #67b84ad2
 def _checked(table: pd.DataFrame, source: str, data_seed: int, skip_bad: bool) -> tuple[pd.DataFrame, list[str]]:
     "The table with splits and digests, and the names of bad files; ValueError for what must not be."
     check_rows(table)
@@ -298,19 +310,22 @@ def _checked(table: pd.DataFrame, source: str, data_seed: int, skip_bad: bool) -
     warn_repeated(table)
     return table, skipped
 
+# %% ../../nbs/training/03_data.ipynb #ce7cbc1d
 def content_hash(table: pd.DataFrame) -> str: # 16 hex digits
     "Hash of every file's name, label, split and bytes, whatever the order and the place on disk."
     rows = sorted("\t".join(row) for row in table[["name", "label", "split", "digest"]].itertuples(index=False))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
-# %% ../../nbs/training/03_data.ipynb #5d734901
+# %% ../../nbs/training/03_data.ipynb #c8d930ce
 def _image_sets(table: pd.DataFrame, classes: list[str], augment: bool, options: dict) -> dict[str, Images]:
     "The images of each split."
     numbers = {name: i for i, name in enumerate(classes)}
-    return {split: Images(rows.path, rows.label.map(numbers).tolist(), augmented=augment and split == "train", **options)
+    sets = {split: Images(rows.path, rows.label.map(numbers).tolist(), **options)
             for split, rows in table.groupby("split")}
+    sets["train"].augmented = augment
+    return sets
 
-# %% ../../nbs/training/03_data.ipynb #63b3349c
+# %% ../../nbs/training/03_data.ipynb #06afdb28
 def load_data(
     dataset: str, # "typefaces", "folder" or "csv"
     data_root: str = "", # the folder, or the CSV
@@ -324,8 +339,8 @@ def load_data(
     skip_bad: bool = False, # go on without files that cannot be read
 ) -> Data:
     "The sets of images for a run. Raises ValueError with one sentence for whatever is wrong with the data."
-    least = dict(image_size=(image_size, 1), images_per_class=(images_per_class, 1), seed=(seed, 0), data_seed=(data_seed, 0))
-    _check_request(dataset, **least)
+    sizes, seeds = dict(image_size=image_size, images_per_class=images_per_class), dict(seed=seed, data_seed=data_seed)
+    _check_request(dataset, sizes, seeds)
     table, place = _read(dataset, data_root, image_size, images_per_class, data_seed)
     table, skipped = _checked(table, str(place), data_seed, skip_bad)
     classes, words = sorted_classes(table.label), dataset == "typefaces"

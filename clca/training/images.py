@@ -5,18 +5,13 @@
 # %% auto #0
 __all__ = ['to_rgb', 'read_image', 'inspect_file', 'inspect_files', 'resized', 'augment', 'Images', 'hold']
 
-# %% ../../nbs/training/02_images.ipynb #fa47f38a
-import hashlib
-import io
-import json
-import os
-import warnings
+# %% ../../nbs/training/02_images.ipynb #29bf1a2c
+import hashlib, io, json, os, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -36,11 +31,11 @@ def _to_8_bits(
         raise ValueError("pixels have more than 16 bits: save it with 8 or 16 bits")
     return Image.fromarray(((values + 128)//257).astype(np.uint8))
 
-# %% ../../nbs/training/02_images.ipynb #5ed52d3b
+# %% ../../nbs/training/02_images.ipynb #9e1af474
 def to_rgb(
     image: Image.Image, # of any mode
 ) -> Image.Image:
-    "8-bit RGB: turned as EXIF says, 16 bits rounded to 8, transparency laid on white. Raises ValueError for float images."
+    "8-bit RGB: turned as EXIF says, 16 bits rounded to 8, transparency laid on white. ValueError for float images."
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("pixels are 32-bit floats, whose range is unknown: save it with 8 or 16 bits")
@@ -64,7 +59,7 @@ def inspect_file(path: str) -> tuple[str, str]: # digest of the bytes; why the f
     except Exception as e: return "", getattr(e, "strerror", None) or str(e) or type(e).__name__
     return hashlib.sha256(data).hexdigest()[:16], ""
 
-# %% ../../nbs/training/02_images.ipynb #d3f66047
+# %% ../../nbs/training/02_images.ipynb #618bc2a3
 def _save_json(path: Path, content: dict) -> None:
     "Write beside `path`, then rename; a disk that refuses costs the next start some time, no more."
     try:
@@ -75,18 +70,20 @@ def _save_json(path: Path, content: dict) -> None:
     except OSError as e:
         warnings.warn(f"the result of checking the images could not be remembered in {path}: {e}", stacklevel=2)
 
+# %% ../../nbs/training/02_images.ipynb #149c179f
 def _load_json(path: Path) -> dict:
     "The content of `path`, or nothing if it is missing or damaged."
     try: return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError): return {}
 
-# %% ../../nbs/training/02_images.ipynb #d4f7923f
+# %% ../../nbs/training/02_images.ipynb #e130bad9
 def _stat(path: str) -> list[int]:
     "Size and time of change, or nothing for what cannot be reached, such as a link to a removed file."
     try: found = os.stat(path)
     except OSError: return []
     return [found.st_size, found.st_mtime_ns]
 
+# %% ../../nbs/training/02_images.ipynb #6e78dd97
 def _inspect_all(paths: Sequence[str], found: dict[str, tuple[str, str]]) -> None:
     "`inspect_file` in threads, behind a progress bar; `found` has what was done when somebody interrupts."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -95,7 +92,7 @@ def _inspect_all(paths: Sequence[str], found: dict[str, tuple[str, str]]) -> Non
             for path, result in zip(paths, bar): found[path] = result
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/training/02_images.ipynb #8bbe42d2
+# %% ../../nbs/training/02_images.ipynb #09e3511d
 def inspect_files(
     paths: Sequence[str], # absolute
     source: str, # what names the data set: a folder or a CSV
@@ -103,7 +100,8 @@ def inspect_files(
     "`inspect_file` for all; remembered in the data folder's cache/ by size and time of change."
     remembered = data_dir()/"cache"/f"{hashlib.sha256(str(source).encode()).hexdigest()[:16]}.json"
     stats = {path: _stat(path) for path in paths}
-    known = {path: tuple(v[2:]) for path, v in _load_json(remembered).items() if path in stats and v[:2] == stats[path]}
+    found = _load_json(remembered)
+    known = {path: tuple(found[path][2:]) for path in stats if path in found and found[path][:2] == stats[path]}
     todo = [path for path in stats if path not in known]
     if not todo: return {path: known[path] for path in paths}
     try: _inspect_all(todo, known)
@@ -133,7 +131,7 @@ def augment(
     image = image[:, top:top+size, left:left+size]
     return image.flip(-1) if mirror else image
 
-# %% ../../nbs/training/02_images.ipynb #ece3079a
+# %% ../../nbs/training/02_images.ipynb #ea121c6f
 class Images(Dataset):
     "Images of one split as (float [3, size, size], label)."
     def __init__(self,
@@ -159,11 +157,12 @@ class Images(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = self.pixels(i)
         if self.augmented:
-            image = augment(image, self.size, np.random.default_rng([self.seed, int(self.epoch), i % len(self)]), self.flip)
+            rng = np.random.default_rng([self.seed, int(self.epoch), i % len(self)])
+            image = augment(image, self.size, rng, self.flip)
         else: image = F.center_crop(image, [self.size, self.size])
         return (image.float().div_(255) - self.mean)/self.std, self.labels[i]
 
-# %% ../../nbs/training/02_images.ipynb #e96b38b0
+# %% ../../nbs/training/02_images.ipynb #22ad42ec
 def _read_into_memory(images: Images, pool: ThreadPoolExecutor, bar: tqdm) -> None:
     "Decode all images of a set and hold them as bytes."
     memory = torch.empty(len(images), 3, *[int(images.size/.875)]*2, dtype=torch.uint8)
@@ -173,6 +172,7 @@ def _read_into_memory(images: Images, pool: ThreadPoolExecutor, bar: tqdm) -> No
     list(pool.map(load, range(len(images))))
     images.memory = memory
 
+# %% ../../nbs/training/02_images.ipynb #6f461d49
 def hold(
     datasets: Sequence[Images],
     limit: int = 512 * 2**20, # bytes

@@ -6,23 +6,14 @@
 __all__ = ['training_loss', 'optimisation', 'Classifier', 'validate', 'Journal', 'Status', 'Progress', 'finish', 'quiet', 'fit',
            'train']
 
-# %% ../../nbs/training/08_loop.ipynb #fe73b806
-import json
-import logging
-import math
-import sys
-import time
-import warnings
+# %% ../../nbs/training/08_loop.ipynb #1203aced
+import json, logging, math, sys, time, warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import lightning as L
-import numpy as np
-import pandas as pd
-import torch
-import torch.nn.functional as F
+import lightning as L, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from IPython import get_ipython
 from IPython.display import display
 from safetensors.torch import load_file, save
@@ -36,7 +27,8 @@ from ..tools.cost import macs
 from .evaluation import grade, predict, resolve_precision
 from .paths import locate
 from .recipe import Recipe, lr_factor, param_groups, seed_epoch, train_loader
-from .records import AtomicIO, claim_folder, model_options, peak_process_memory, provenance, run_parameters, write_atomic
+from .records import AtomicIO, claim_folder, model_options, peak_process_memory
+from .records import provenance, run_parameters, write_atomic
 from .teacher import Teacher
 
 # %% ../../nbs/training/08_loop.ipynb #31af576e
@@ -100,13 +92,14 @@ class Classifier(L.LightningModule):
     def configure_gradient_clipping(self, *args, **kwargs):
         if self.recipe.clip_grad: nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_grad)
 
-# %% ../../nbs/training/08_loop.ipynb #600f9d36
+# %% ../../nbs/training/08_loop.ipynb #3dc61efa
 def _total(metric) -> float:
     "What a metric has gathered in all processes; it starts anew."
     value = metric.compute().item()
     metric.reset()
     return value
 
+# %% ../../nbs/training/08_loop.ipynb #40400649
 def validate(
     task: Classifier, # in a running trainer
     dataset: Dataset, # validation split
@@ -120,7 +113,7 @@ def validate(
     task.val_top1.update(logits, labels)
     return round(_total(task.val_loss), 6), round(_total(task.val_top1), 6)
 
-# %% ../../nbs/training/08_loop.ipynb #5106f51f
+# %% ../../nbs/training/08_loop.ipynb #c817ef1f
 def _epoch_row(trainer: L.Trainer, task: Classifier, train_loss: float, start: float, data, precision: str) -> dict:
     "Validate, and all that is known about the epoch that ends."
     trained = time.perf_counter() - start
@@ -130,6 +123,7 @@ def _epoch_row(trainer: L.Trainer, task: Classifier, train_loss: float, start: f
         train_loss=train_loss, val_loss=val_loss, val_top1=val_top1,
         seconds=time.perf_counter() - start, images_per_second=images / trained, peak_memory_mb=peak_process_memory())
 
+# %% ../../nbs/training/08_loop.ipynb #c98189f4
 def _finite(train_loss: float, epoch: int, lr: float) -> float:
     "The loss of an epoch; FloatingPointError with a remedy if it is no number."
     if math.isfinite(train_loss): return train_loss
@@ -172,7 +166,7 @@ class Journal(L.Callback):
         gradients = pd.Series(self.gradients, name="max_grad").rename_axis("step")
         if recipe.log_gradients: write_atomic(self.out/"gradients.csv", gradients.to_csv())
 
-# %% ../../nbs/training/08_loop.ipynb #5a08e27f
+# %% ../../nbs/training/08_loop.ipynb #6b28e843
 class Status:
     "A file for a progress bar: one line of a notebook that is written over and over."
     def __init__(self): self.line = display({"text/plain": ""}, raw=True, display_id=True)
@@ -180,18 +174,21 @@ class Status:
         if text := text.strip(): self.line.update({"text/plain": text}, raw=True)
     def flush(self): pass
 
+# %% ../../nbs/training/08_loop.ipynb #838f8ce5
 def _bar(done: int, total: int) -> tqdm:
     "A bar of steps, where somebody can see it."
     notebook = hasattr(get_ipython(), "kernel")
     return tqdm(total=total, initial=done, unit="step", mininterval=1, ascii=" #",
                 file=Status() if notebook else sys.stderr, disable=not (notebook or sys.stderr.isatty()))
 
+# %% ../../nbs/training/08_loop.ipynb #a305cb47
 def _epoch_line(rows: list[dict], epochs: int) -> str:
     "The last row of a history in words, and how long the rest will take."
     row, width = rows[-1], len(str(epochs))
     left = (epochs - row["epoch"]) * sum(r["seconds"] for r in rows) / len(rows)
-    return (f"epoch {row['epoch']:{width}}/{epochs}  train loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
-            f"val top-1 {row['val_top1']:.3f}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s  {left:.0f} s left")
+    return (f"epoch {row['epoch']:{width}}/{epochs}  train loss {row['train_loss']:.3f}  "
+            f"val loss {row['val_loss']:.3f}  val top-1 {row['val_top1']:.3f}  "
+            f"{row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s  {left:.0f} s left")
 
 # %% ../../nbs/training/08_loop.ipynb #bbb1501b
 class Progress(L.Callback):
@@ -215,17 +212,20 @@ class Progress(L.Callback):
     def on_train_end(self, *_):
         if self.bar: self.bar.close()
 
-# %% ../../nbs/training/08_loop.ipynb #cff13b04
+# %% ../../nbs/training/08_loop.ipynb #72185a1a
 def _answers(data, logits: Tensor, labels: Tensor) -> pd.DataFrame:
     "A row for each test image: its class and the model's answer."
     name = np.array(data.classes)
     return pd.DataFrame(dict(path=data.test.paths, label=name[labels.cpu()], prediction=name[logits.argmax(1).cpu()]))
 
+# %% ../../nbs/training/08_loop.ipynb #189054e0
 def _costs(history: pd.DataFrame) -> dict[str, float]:
     "Time and memory of all epochs; images a second as the harmonic mean, since every epoch has as many."
-    return dict(train_seconds=history.seconds.sum(), images_per_second=len(history) / (1 / history.images_per_second).sum(),
-                peak_memory_mb=history.peak_memory_mb.max())
+    speed = len(history) / (1 / history.images_per_second).sum()
+    memory = history.peak_memory_mb.max()
+    return dict(train_seconds=history.seconds.sum(), images_per_second=speed, peak_memory_mb=memory)
 
+# %% ../../nbs/training/08_loop.ipynb #12ba2ce3
 def _metrics(model: nn.Module, data, history: pd.DataFrame, marks: dict[str, float], precision: str) -> dict:
     "What came out, what it cost and what made it."
     result = {f"test_{name}" if name.startswith("top") else name: value for name, value in marks.items()}
@@ -242,7 +242,7 @@ def _config(model: nn.Module, data, version: str) -> dict:
     options = model_options(model)
     return dict(model=options, **about) if options else about
 
-# %% ../../nbs/training/08_loop.ipynb #86fc6f35
+# %% ../../nbs/training/08_loop.ipynb #878c6671
 def _save(out: Path, model: nn.Module, answers: pd.DataFrame, config: dict, metrics: dict) -> None:
     "Predictions, weights, configuration and, last, metrics.json."
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
@@ -253,6 +253,7 @@ def _save(out: Path, model: nn.Module, answers: pd.DataFrame, config: dict, metr
     write_atomic(out/"metrics.json", json.dumps(flat, indent=1))
     (out/"last.ckpt").unlink(missing_ok=True)
 
+# %% ../../nbs/training/08_loop.ipynb #6c35fc08
 def finish(
     model: nn.Module, # trained
     data, # with .train, .val, .test and .classes
@@ -261,7 +262,8 @@ def finish(
     parameters: dict, # to be recorded
 ) -> None:
     "Test the model and write what the run leaves."
-    device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolve_precision(recipe.precision, recipe.devices)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = resolve_precision(recipe.precision, recipe.devices)
     logits, labels = predict(model, data.test, workers=recipe.workers, device=device, precision=precision)
     metrics = parameters | _metrics(model, data, pd.read_csv(out/"history.csv"), grade(logits, labels), precision)
     _save(out, model, _answers(data, logits, labels), _config(model, data, metrics["version_clca"]), metrics)
@@ -279,15 +281,16 @@ def quiet() -> Iterator[None]:
         try: yield
         finally: log.setLevel(level)
 
-# %% ../../nbs/training/08_loop.ipynb #0c629f2f
+# %% ../../nbs/training/08_loop.ipynb #7db490d9
 def _trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback], out: Path) -> L.Trainer:
     "Lightning without what it does unasked: no logger, checkpoints, bar, summary or sampler of its own."
     cuda = torch.cuda.is_available()
     return L.Trainer(devices=recipe.devices, precision=precision, max_epochs=recipe.epochs, callbacks=callbacks,
-        plugins=[AtomicIO()], default_root_dir=out, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, deterministic="warn" if cuda else False,
-        sync_batchnorm=cuda and recipe.devices > 1)
+        plugins=[AtomicIO()], default_root_dir=out, deterministic="warn" if cuda else False,
+        sync_batchnorm=cuda and recipe.devices > 1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
 
+# %% ../../nbs/training/08_loop.ipynb #2239de1b
 def fit(
     model: nn.Module, # trained in place
     data, # with .train, .val, .classes

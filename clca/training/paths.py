@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['root', 'data_dir', 'locate']
 
-# %% ../../nbs/training/00_paths.ipynb #38048e39
-import os
-import sys
+# %% ../../nbs/training/00_paths.ipynb #79954fef
+import os, sys
 from configparser import ConfigParser, Error
 from pathlib import Path
 
-# %% ../../nbs/training/00_paths.ipynb #62d3da89
+# %% ../../nbs/training/00_paths.ipynb #5c8c330b
 def _is_ours(folder: Path) -> bool:
     "Whether `folder` holds this project's settings.ini."
     ini = ConfigParser(interpolation=None)
@@ -20,27 +19,27 @@ def _is_ours(folder: Path) -> bool:
     return ini.get("DEFAULT", "lib_name", fallback="") == "clca"
 
 def _home() -> Path | None:
-    "The folder that is ours to write to: `CLCA_ROOT`, else the checkout around the working directory, if there is one."
+    "The folder that is ours to write to: `CLCA_ROOT`, else the checkout around the working directory, or none."
     if env := os.environ.get("CLCA_ROOT"): return Path(env).expanduser().resolve()
     cwd = Path.cwd()
     return next((p for p in (cwd, *cwd.parents) if _is_ours(p)), None)
 
-# %% ../../nbs/training/00_paths.ipynb #142d2b41
+# %% ../../nbs/training/00_paths.ipynb #89a8ee54
 def root() -> Path:
-    "Where relative paths of this project begin: `CLCA_ROOT`, else the checkout, else (installed by pip) the working directory."
+    "Where relative paths begin: `CLCA_ROOT`, else the checkout, else (installed by pip) the working directory."
     return _home() or Path.cwd()
 
-# %% ../../nbs/training/00_paths.ipynb #a1655afc
+# %% ../../nbs/training/00_paths.ipynb #23dbbd8f
 def _user_cache() -> Path:
-    "Where this platform keeps what a program can make anew; the standard says that a relative `XDG_CACHE_HOME` is ignored."
+    "Where this platform keeps what can be made anew; by the standard a relative `XDG_CACHE_HOME` does not count."
     if sys.platform == "darwin": return Path.home()/"Library"/"Caches"
     variable, usual = ("LOCALAPPDATA", "AppData/Local") if sys.platform == "win32" else ("XDG_CACHE_HOME", ".cache")
     given = Path(os.environ.get(variable, ""))
     return given if given.is_absolute() else Path.home()/usual
 
-# %% ../../nbs/training/00_paths.ipynb #32f45bd0
+# %% ../../nbs/training/00_paths.ipynb #5d69514b
 def data_dir() -> Path:
-    "Folder for generated data, downloads and caches, made when it is missing: `data/` of the root, else one of the user's caches."
+    "Folder for generated data, downloads and caches, made when missing: our own `data/`, else in the user's cache."
     home = _home()
     folder = home/"data" if home else _user_cache()/"clca"
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['param_groups', 'lr_factor', 'Recipe', 'seed_epoch', 'Order', 'train_loader']
 
-# %% ../../nbs/training/04_recipe.ipynb #71d99740
+# %% ../../nbs/training/04_recipe.ipynb #8290f56c
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import lightning as L
-import numpy as np
-import torch
+import lightning as L, numpy as np, torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -36,7 +34,7 @@ def lr_factor(
     if step < warmup: return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / max(1, total - warmup))))
 
-# %% ../../nbs/training/04_recipe.ipynb #e399514d
+# %% ../../nbs/training/04_recipe.ipynb #4ac5457f
 @dataclass(frozen=True)
 class Recipe:
     "How to train: AdamW, warm-up and cosine, cross-entropy."
@@ -56,7 +54,8 @@ class Recipe:
 
     def __post_init__(self):
         for name, (fits, words) in _RULES.items():
-            if not fits(self): raise ValueError(f"{name} = {getattr(self, name)!r} is out of range: it must be {words}.")
+            value = getattr(self, name)
+            if not fits(self): raise ValueError(f"{name} = {value!r} is out of range: it must be {words}.")
 
 # %% ../../nbs/training/04_recipe.ipynb #9038d717
 _PRECISIONS = "auto", "32-true", "bf16-mixed", "16-mixed"
@@ -80,16 +79,17 @@ def seed_epoch(
     "Start all random generators at a point given by these numbers."
     L.seed_everything(int(np.random.SeedSequence(numbers).generate_state(1)[0]), verbose=False)
 
-# %% ../../nbs/training/04_recipe.ipynb #42b3ef24
+# %% ../../nbs/training/04_recipe.ipynb #f8e36ec8
 def _check_batches(dataset: Dataset, recipe: Recipe) -> None:
     "Raise `ValueError` if a batch cannot be shared by the devices, or there is not one."
-    if recipe.batch_size % recipe.devices:
-        raise ValueError(f"batch_size = {recipe.batch_size} cannot be shared by {recipe.devices} devices: make it a multiple.")
-    if len(dataset) < recipe.batch_size:
-        raise ValueError(f"The training split has {len(dataset)} images, less than one batch of {recipe.batch_size}: "
+    size, devices = recipe.batch_size, recipe.devices
+    if size % devices:
+        raise ValueError(f"batch_size = {size} cannot be shared by {devices} devices: make it a multiple.")
+    if len(dataset) < size:
+        raise ValueError(f"The training split has {len(dataset)} images, less than one batch of {size}: "
                          "lower batch_size or add images.")
 
-# %% ../../nbs/training/04_recipe.ipynb #4847f985
+# %% ../../nbs/training/04_recipe.ipynb #4482be38
 class Order(Sampler):
     "The batches of an epoch for one process; to begin it fixes all that loading will draw."
     def __init__(self,
@@ -107,8 +107,9 @@ class Order(Sampler):
         seed, epoch = self.recipe.seed, self.epoch()
         seed_epoch(seed, epoch, self.rank)
         if hasattr(self.dataset, "set_epoch"): self.dataset.set_epoch(epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.dataset))[:len(self) * self.recipe.batch_size]
-        return iter(order.reshape(len(self), self.recipe.devices, -1)[:, self.rank].tolist())
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.dataset))
+        order = order[:len(self) * self.recipe.batch_size].reshape(len(self), self.recipe.devices, -1)
+        return iter(order[:, self.rank].tolist())
 
 # %% ../../nbs/training/04_recipe.ipynb #514be22a
 def train_loader(

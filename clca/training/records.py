@@ -6,16 +6,8 @@
 __all__ = ['write_atomic', 'AtomicIO', 'check_folder', 'claim_folder', 'model_options', 'run_parameters', 'folder_name',
            'provenance', 'peak_process_memory']
 
-# %% ../../nbs/training/06_records.ipynb #7f10733e
-import hashlib
-import io
-import json
-import os
-import platform
-import re
-import resource
-import subprocess
-import sys
+# %% ../../nbs/training/06_records.ipynb #d85357f0
+import hashlib, io, json, os, platform, re, resource, subprocess, sys
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -71,7 +63,7 @@ def _filled(record: dict) -> dict:
     "A record with the defaults of the options that it does not name."
     return _as_json({f.name: f.default for f in fields(Spec) if f.default is not MISSING}) | record
 
-# %% ../../nbs/training/06_records.ipynb #417b10d9
+# %% ../../nbs/training/06_records.ipynb #6bd74040
 def check_folder(
     out: Path, # run folder
     parameters: dict, # of the run
@@ -87,6 +79,7 @@ def check_folder(
             raise ValueError(f"{out} holds a run with {name} = {was.get(name)!r}, not {new.get(name)!r}: "
                              "use another folder, or the same parameters.")
 
+# %% ../../nbs/training/06_records.ipynb #d2df4dc4
 def claim_folder(
     out: Path, # run folder
     parameters: dict, # everything that decides the result
@@ -98,12 +91,13 @@ def claim_folder(
         write_atomic(note, json.dumps(parameters, indent=1))
     return json.loads(done.read_text()) if (done := out/"metrics.json").exists() else None
 
-# %% ../../nbs/training/06_records.ipynb #d7d61ff1
+# %% ../../nbs/training/06_records.ipynb #2a47a944
 def model_options(model: nn.Module) -> dict[str, Any]: # flat, as `create_model` takes them; empty if there is no spec
     "The options of a model that knows them."
     spec = getattr(model, "spec", None)
     return options_of(spec) if spec else {}
 
+# %% ../../nbs/training/06_records.ipynb #4997e5db
 def run_parameters(
     model: nn.Module, # its `spec`, if it has one, is recorded
     parameters: dict, # what else made this run
@@ -113,7 +107,8 @@ def run_parameters(
     real = options | {"backbone_kwargs": dict(model.spec.timm_kwargs)} if options else {}
     for name in sorted(parameters.keys() & real.keys()):
         if _as_json(parameters[name]) != _as_json(real[name]):
-            raise ValueError(f"{name} = {parameters[name]!r} is to be recorded, but the model has {real[name]!r}: make them agree.")
+            raise ValueError(f"{name} = {parameters[name]!r} is to be recorded, but the model has {real[name]!r}: "
+                             "make them agree.")
     return options | parameters
 
 # %% ../../nbs/training/06_records.ipynb #ecfdd9e8
@@ -127,7 +122,7 @@ def folder_name(
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
     return re.sub(r"[^\w.-]+", "_", "-".join([*told, digest]))
 
-# %% ../../nbs/training/06_records.ipynb #0f1a2b35
+# %% ../../nbs/training/06_records.ipynb #1061a412
 def _git(*command: str) -> str:
     "What git says about the checkout; nothing where there is no git, or no checkout."
     try: return subprocess.run(["git", "-C", str(root()), *command], capture_output=True, text=True).stdout.strip()
@@ -137,8 +132,9 @@ def provenance() -> dict[str, str]: # flat
     "Versions, commit (with `+` if the checkout was changed) and device."
     commit = _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    versions = {f"version_{p}": version(p) for p in ("torch", "timm", "lightning", "numpy")}
-    return dict(git_commit=commit, device=device, version_python=platform.python_version(), version_clca=__version__, **versions)
+    versions = dict(python=platform.python_version(), clca=__version__)
+    versions |= {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
+    return dict(git_commit=commit, device=device, **{f"version_{name}": value for name, value in versions.items()})
 
 # %% ../../nbs/training/06_records.ipynb #c28a40ca
 def peak_process_memory() -> float: # MB

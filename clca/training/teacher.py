@@ -15,7 +15,7 @@ from ..reducers.dyvit import distillation_loss
 from ..tools.checkpoints import load_checkpoint
 from ..walk import Output
 
-# %% ../../nbs/training/07_teacher.ipynb #320b105b
+# %% ../../nbs/training/07_teacher.ipynb #d9ecacbd
 def check_teacher(
     teacher: nn.Module, # from `create_model`
     student: nn.Module, # the model that learns
@@ -29,11 +29,13 @@ def check_teacher(
         if value != ours[name]:
             raise ValueError(f"{name} is {value} in the teacher and {ours[name]} in the student: both must be equal")
 
+# %% ../../nbs/training/07_teacher.ipynb #b4b49149
 def _shape(model: nn.Module) -> dict:
     "What teacher and student must have in common."
-    return dict(num_classes=model.num_classes, embed_dim=model.backbone.embed_dim, grid=model.backbone.patch_embed.grid_size)
+    backbone = model.backbone
+    return dict(num_classes=model.num_classes, embed_dim=backbone.embed_dim, grid=backbone.patch_embed.grid_size)
 
-# %% ../../nbs/training/07_teacher.ipynb #50c0c3d6
+# %% ../../nbs/training/07_teacher.ipynb #c6a5b32e
 class Teacher(nn.Module):
     "A frozen model and the loss that draws a DynamicViT to it."
     def __init__(self,
@@ -54,5 +56,6 @@ class Teacher(nn.Module):
         "0.5 KL of the logits + 0.5 squared error of the patches' tokens that the last stage keeps."
         with torch.no_grad(): own = self.model(images, full=True)
         start, n = self.model.backbone.num_prefix_tokens, self.model.backbone.patch_embed.num_patches
+        patches = slice(start, start + n)
         kept = out.decisions[-1].decision[:, self.skip:self.skip + n]
-        return distillation_loss(out.logits, out.tokens[:, start:start + n], own.logits, own.tokens[:, start:start + n], kept)
+        return distillation_loss(out.logits, out.tokens[:, patches], own.logits, own.tokens[:, patches], kept)

@@ -5,16 +5,12 @@
 # %% auto #0
 __all__ = ['TYPEFACES', 'SPLITS', 'GENERATOR', 'font', 'split_of', 'word', 'render', 'picture', 'typefaces']
 
-# %% ../../nbs/training/01_typefaces.ipynb #12be8dc9
-import os
-import shutil
-import string
-import tempfile
+# %% ../../nbs/training/01_typefaces.ipynb #95aab826
+import os, shutil, string, tempfile
 from pathlib import Path
 from zlib import crc32
 
-import matplotlib
-import numpy as np
+import matplotlib, numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
@@ -50,8 +46,8 @@ def word(
         text = "".join(rng.choice(alphabet, rng.integers(4, 7)))
         if split_of(text) == split: return text
 
-# %% ../../nbs/training/01_typefaces.ipynb #4a0afce6
-GENERATOR = 2 # in the folder's name: counted up when `render` changes, so that other pictures are never taken for these
+# %% ../../nbs/training/01_typefaces.ipynb #876dfa7e
+GENERATOR = 2 # in the folder's name: counted up when `render` changes, so that no other pictures are taken for these
 
 def render(
     text: str, # one line or more
@@ -59,7 +55,7 @@ def render(
     size: int, # side of the square picture in pixels
     rng: np.random.Generator,
 ) -> Image.Image: # 8-bit greyscale
-    "Text in grey on lighter paper: shades, size, place, angle, blur and noise are random. Long words run over the edge."
+    "Text in grey on lighter paper: shades, size, place, angle, blur and noise are random, long words are cut."
     ink, paper = round(rng.uniform(0, 50)), round(rng.uniform(215, 255))
     em = size*rng.uniform(.31, .34)
     x, y = size*(.5 + rng.uniform(-.04, .04, 2))
@@ -82,7 +78,7 @@ def picture(
     rng = np.random.default_rng([seed, SPLITS.index(split), label, k])
     return render(f"{word(split, rng)}\n{word(split, rng)}", TYPEFACES[label], size, rng)
 
-# %% ../../nbs/training/01_typefaces.ipynb #100ac920
+# %% ../../nbs/training/01_typefaces.ipynb #44b12efc
 def _write(folder: Path, side: int, n: int, seed: int) -> None:
     "Fill `folder` with the pictures of all splits, behind a progress bar."
     count = {split: n if split == "train" else min(n, 50) for split in SPLITS}
@@ -92,6 +88,7 @@ def _write(folder: Path, side: int, n: int, seed: int) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         picture(side, seed, split, label, k).save(target, compress_level=1)
 
+# %% ../../nbs/training/01_typefaces.ipynb #b8a04b9c
 def _move(part: Path, folder: Path) -> None:
     "Give a complete folder its final name, unless another process was first."
     part.chmod(0o755)
@@ -99,14 +96,14 @@ def _move(part: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir(): raise
 
-# %% ../../nbs/training/01_typefaces.ipynb #a5e33c56
+# %% ../../nbs/training/01_typefaces.ipynb #c2b36f51
 def typefaces(
     image_size: int = 64, # side of the pictures that the model will see
-    images_per_class: int = 150, # training pictures of each class; validation and test have 50, or fewer if this is less
+    images_per_class: int = 150, # training pictures of each class; validation and test have as many, at most 50
     seed: int = 0,
 ) -> Path: # folder with train/, val/ and test/, a folder per class in each
     """The data set, generated on first use: complete or not there at all, even if several processes start at once.
-    Pictures are larger than `image_size` by 1/0.875, which is what the crop of training and evaluation leaves of them."""
+    Pictures are larger than `image_size` by 1/0.875, which is what the crop leaves of them."""
     folder = data_dir()/f"typefaces-v{GENERATOR}-{image_size}-{images_per_class}-{seed}"
     if folder.is_dir(): return folder
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
