@@ -6,5 +6,6 @@ from setuptools import setup
 cfg = ConfigParser()
 cfg.read("settings.ini")
 settings = cfg["DEFAULT"]
-extras = {key.removesuffix("_requirements"): value.split() for key, value in settings.items() if key.endswith("_requirements")}
+suffix = "_requirements"
+extras = {key.removesuffix(suffix): value.split() for key, value in settings.items() if key.endswith(suffix)}
 setup(install_requires=settings["requirements"].split(), extras_require=extras)

@@ -90,7 +90,7 @@ def read_folder(
     if not rows: raise ValueError(f"data_root {data_root!r} holds no class folders")
     return pd.DataFrame(rows, columns=_TABLE)
 
-# %% ../../nbs/training/03_data.ipynb #a1b3407b
+# %% ../../nbs/training/03_data.ipynb #f8b53491
 _SAVE = "save it comma-separated, in UTF-8"
 
 def _csv_rows(path: Path) -> dict[int, list[str]]:
@@ -98,8 +98,9 @@ def _csv_rows(path: Path) -> dict[int, list[str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)
-            rows = {reader.line_num: fields for row in reader if any(fields := [v.strip() for v in row])}
+            lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
     except (ValueError, csv.Error) as e: raise ValueError(f"{path} cannot be read as a CSV ({e}): {_SAVE}") from e
+    rows = {number: fields for number, fields in lines if any(fields)}
     if not rows: raise ValueError(f"{path} cannot be read as a CSV, it is empty: {_SAVE}")
     return rows
 
