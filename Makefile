@@ -1,5 +1,7 @@
 # make train            the main job: KEEP=0.25, more parameters by P="-p epochs 2 -p head linear", another folder by OUT=runs/mine
-# make test             every notebook and every test
+# make test             every notebook, every test and ruff
+# make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
+# make docs             the notebooks as a site in _docs/html
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
 KEEP ?= 0.1
 P ?=
@@ -12,7 +14,7 @@ MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?=
 export KEEP P OUT
 
-.PHONY: help env train test ablation figures benchmark predict prepare readme
+.PHONY: help env train test test-fast docs ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -51,6 +53,14 @@ figures: $(MADE)
 test: $(MADE)
 	$(BIN)/python -m pytest --durations=5 $(T)
 
+test-fast: $(MADE)
+	$(BIN)/python -m pytest --durations=5 -m 'not slow' $(T)
+
+docs: $(MADE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md _docs/source
+	$(BIN)/python -m sphinx --quiet -c docs _docs/source _docs/html
+
 readme: $(MADE)
 	$(BIN)/python docs/repository.py readme
 
@@ -58,4 +68,5 @@ readme: $(MADE)
 prepare: $(MADE)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python -m ruff check nbs tests docs
 	$(MAKE) readme

@@ -1,8 +1,11 @@
 "Hands the dependency ranges of settings.ini to setuptools; everything else about the package is in pyproject.toml."
 from configparser import ConfigParser
+
 from setuptools import setup
 
 cfg = ConfigParser()
-cfg.read('settings.ini')
-setup(install_requires=cfg['DEFAULT']['requirements'].split(),
-      extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg['DEFAULT'].items() if k.endswith('_requirements')})
+cfg.read("settings.ini")
+settings = cfg["DEFAULT"]
+suffix = "_requirements"
+extras = {key.removesuffix(suffix): value.split() for key, value in settings.items() if key.endswith(suffix)}
+setup(install_requires=settings["requirements"].split(), extras_require=extras)

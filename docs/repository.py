@@ -1,4 +1,5 @@
-"""What `make` calls: `python docs/repository.py results FOLDER` says what a run left behind, `… readme` makes README.md from nbs/index.ipynb."""
+"""What `make` calls: `python docs/repository.py results FOLDER` says what a run left behind,
+`python docs/repository.py readme` makes README.md from nbs/index.ipynb."""
 import json
 import re
 import sys
@@ -7,8 +8,14 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADLINE = dict(test_top1="top-1", test_top5="top-5", macro_f1="macro F1", gmacs="GMACs an image", train_seconds="s of training",
-                images_per_second="images/s")
+HEADLINE = dict(
+    test_top1="top-1",
+    test_top5="top-5",
+    macro_f1="macro F1",
+    gmacs="GMACs an image",
+    train_seconds="s of training",
+    images_per_second="images/s",
+)
 
 
 def headline(metrics: dict) -> str:
@@ -21,7 +28,7 @@ def show_results(folder: str | Path) -> None:
     "Print where the results of a run are, and its headline; `FileNotFoundError` if there are none."
     folder = Path(folder)
     if not (files := sorted(f.name for f in folder.glob("*") if not f.name.startswith("."))):
-        raise FileNotFoundError(f"no results in {folder}: the notebook did not run, or was given another folder as out")
+        raise FileNotFoundError(f"no results in {folder}: the notebook did not run, or was given another out")
     print(f"results in {folder}: {', '.join(files)}")
     if (metrics := folder / "metrics.json").exists(): print(headline(json.loads(metrics.read_text())))
 

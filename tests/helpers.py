@@ -1,19 +1,36 @@
-"What several tests need to know about the notebooks."
+"What several tests need to know about the repository and its notebooks."
 import re
+from configparser import ConfigParser, SectionProxy
 from pathlib import Path
 
 import nbformat
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-GUARD = re.compile(r'^\w+ = check_parameters\(In, globals\(\)\)', re.M)
+GUARD = re.compile(r"^\w+ = check_parameters\(In, globals\(\)\)", re.M)
+EXPORT = re.compile(r"^#\|\s*exporti?\b", re.M)
+
+def settings() -> SectionProxy:
+    "settings.ini."
+    cfg = ConfigParser()
+    cfg.read(ROOT/"settings.ini")
+    return cfg["DEFAULT"]
+
+def requirements(key: str) -> list[Requirement]: return [Requirement(r) for r in settings()[key].split()]
 
 def notebooks() -> list[Path]:
     "Every notebook that nbdev sees: names and folders that begin with _ or . are scratch."
-    paths = (p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part[0] in '_.' for part in p.relative_to(ROOT).parts))
-    return sorted(paths)
+    scratch = re.compile(r"(^|/)[._]")
+    return sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not scratch.search(p.relative_to(ROOT).as_posix()))
 
-def code_cells(path: Path) -> list: return [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
-def tagged(path: Path) -> list[int]: return [i for i, c in enumerate(code_cells(path)) if 'parameters' in c.metadata.get('tags', [])]
+def is_tagged(cell) -> bool: return "parameters" in cell.metadata.get("tags", [])
+def code_cells(path: Path) -> list: return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+def tagged(path: Path) -> list[int]: return [i for i, c in enumerate(code_cells(path)) if is_tagged(c)]
 def guards(path: Path) -> list[int]: return [i for i, c in enumerate(code_cells(path)) if GUARD.search(c.source)]
 def runnable() -> list[Path]: return [p for p in notebooks() if tagged(p) or guards(p)]
-def name(path: Path) -> str: return path.relative_to(ROOT/'nbs').with_suffix('').as_posix()
+def name(path: Path) -> str: return path.relative_to(ROOT/"nbs").with_suffix("").as_posix()
+
+def exported_cells(path: Path) -> list[list[str]]:
+    "The lines of each cell that becomes code of the package."
+    sources = [c.source.splitlines() for c in code_cells(path) if EXPORT.search(c.source)]
+    return [[line for line in lines if not line.startswith("#|")] for lines in sources]

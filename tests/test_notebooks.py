@@ -1,72 +1,86 @@
-"Every notebook is a test: the library ones as nbdev_test runs them, the runnable ones by papermill with the small settings of smoke.yaml."
-import ast, json, re, subprocess
-import matplotlib.pyplot as plt, nbformat, papermill, pytest, torch, yaml
+"Every notebook is a test: the library ones as by nbdev_test, the runnable ones by papermill, small as in smoke.yaml."
+import ast
+import json
+import re
+import subprocess
+
+import matplotlib.pyplot as plt
+import nbformat
+import papermill
+import pytest
+import torch
+import yaml
+from helpers import ROOT, code_cells, guards, name, notebooks, runnable, tagged
 from nbdev import test as nbt
 from nbdev.config import get_config
-from helpers import ROOT, code_cells, guards, name, notebooks, runnable, tagged
 
-SMOKE = yaml.safe_load((ROOT/'tests'/'smoke.yaml').read_text()) or {}
+SMOKE = yaml.safe_load((ROOT/"tests"/"smoke.yaml").read_text()) or {}
 RUNNABLE = runnable()
 LIBRARY = [p for p in notebooks() if p not in RUNNABLE]
-each_runnable = pytest.mark.parametrize('path', RUNNABLE, ids=name) if RUNNABLE else pytest.mark.skip('no runnable notebook yet')
+each_runnable = pytest.mark.parametrize("path", RUNNABLE, ids=name)
 
-def torch_state(): return dict(grad=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), threads=torch.get_num_threads())
+def torch_state(): return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
 
 def parameters(path): return papermill.inspect_notebook(str(path))
 
-def test_there_are_notebooks(): assert len(LIBRARY) >= 3, 'nbs/ has next to no notebooks, so nothing would be tested'
+def test_there_are_notebooks(): assert len(LIBRARY) >= 3, "nbs/ has next to no notebooks, so nothing would be tested"
 
-@pytest.mark.parametrize('path', LIBRARY, ids=name)
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
 def test_library(path, monkeypatch, capfd):
-    monkeypatch.setenv('IN_TEST', '1')
+    monkeypatch.setenv("IN_TEST", "1")
     monkeypatch.syspath_prepend(str(ROOT))
     before = torch_state()
     passed, _ = nbt.test_nb(path, skip_flags=get_config(path=ROOT).tst_flags.split(), basepath=ROOT)
-    plt.close('all')
+    plt.close("all")
     assert passed, capfd.readouterr().err[-3000:]
-    assert torch_state() == before, 'the notebook leaves torch in another state than it found it in, for all that runs after it'
+    assert torch_state() == before, "the notebook leaves torch in another state than it found it in"
 
 @each_runnable
 def test_parameters_cell(path):
-    "One tagged cell, the guard in the code cell after it, every name annotated, commented and visible to papermill --help-notebook."
-    assert len(tagged(path)) == 1, 'a runnable notebook needs exactly one cell tagged parameters'
-    assert guards(path) == [tagged(path)[0] + 1], 'settings = check_parameters(In, globals()) belongs in the cell after the parameters'
+    "One tagged cell, the guard after it, every name annotated, commented and visible to papermill --help-notebook."
+    assert len(tagged(path)) == 1, "a runnable notebook needs exactly one cell tagged parameters"
+    guard = "settings = check_parameters(In, globals())"
+    assert guards(path) == [tagged(path)[0] + 1], f"{guard} belongs in the cell after the parameters"
     found = parameters(path)
     body = ast.parse(code_cells(path)[tagged(path)[0]].source).body
-    assert all(isinstance(o, ast.AnnAssign) for o in body), 'the parameters cell holds annotated assignments only'
+    assert all(isinstance(o, ast.AnnAssign) for o in body), "the parameters cell holds annotated assignments only"
     assert list(found) == [o.target.id for o in body]
-    assert not [p for p, o in found.items() if o['inferred_type_name'] == 'None' or not o['help']], 'every parameter has a type and a comment'
+    bare = [p for p, o in found.items() if o["inferred_type_name"] == "None" or not o["help"]]
+    assert not bare, "every parameter has a type and a comment"
 
 def test_smoke_settings_fit_the_notebooks():
-    assert set(SMOKE) == {name(p) for p in RUNNABLE}, 'tests/smoke.yaml lists every runnable notebook and no other'
-    for p in RUNNABLE: assert set(SMOKE[name(p)].get('parameters', {})) <= set(parameters(p)), f'smoke.yaml sets names that {name(p)} lacks'
+    assert set(SMOKE) == {name(p) for p in RUNNABLE}, "tests/smoke.yaml lists every runnable notebook and no other"
+    for p in RUNNABLE:
+        given = SMOKE[name(p)].get("parameters", {})
+        assert given.keys() <= parameters(p).keys(), f"smoke.yaml sets names that {name(p)} lacks"
 
 @each_runnable
 def test_runs(path, tmp_path):
     "papermill runs the notebook, and at its end every overridden name still has the value that it was given."
     settings = SMOKE[name(path)]
-    given = settings.get('parameters', {}) | ({'out': str(tmp_path/'out')} if 'out' in parameters(path) else {})
+    given = settings.get("parameters", {}) | ({"out": str(tmp_path/"out")} if "out" in parameters(path) else {})
     nb = nbformat.read(path, 4)
-    nb.cells.append(nbformat.v4.new_code_cell(f'import json; print(json.dumps({{k: globals()[k] for k in {list(given)}}}, default=str))'))
+    seen = f"{{k: globals()[k] for k in {list(given)}}}"
+    nb.cells.append(nbformat.v4.new_code_cell(f"import json; print(json.dumps({seen}, default=str))"))
     nbformat.write(nb, copy := tmp_path/path.name)
-    done = papermill.execute_notebook(str(copy), str(tmp_path/'done.ipynb'), given, cwd=str(ROOT), progress_bar=False,
-                                      execution_timeout=settings.get('timeout', 120))
+    done = papermill.execute_notebook(str(copy), str(tmp_path/"done.ipynb"), given, cwd=str(ROOT), progress_bar=False,
+                                      execution_timeout=settings.get("timeout", 120))
     assert json.loads(done.cells[-1].outputs[-1].text) == given
 
-@pytest.mark.parametrize('target', ['train', 'ablation', 'figures', 'benchmark', 'predict'])
+@pytest.mark.parametrize("target", ["train", "ablation", "figures", "benchmark", "predict"])
 def test_make_target(target):
     "What make would run exists and takes the parameters that make gives it."
-    if not (path := ROOT/'nbs'/f'{target}.ipynb').exists(): pytest.skip(f'{target}.ipynb is not written yet')
-    plan = subprocess.run(['make', '-n', target, 'OUT=runs/x'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    command = next(line for line in plan.splitlines() if '-m papermill' in line)
-    assert f'nbs/{target}.ipynb' in command and '</dev/null' in command
-    assert set(re.findall(r'-p (\w+)', command)) <= set(parameters(path))
+    if not (path := ROOT/"nbs"/f"{target}.ipynb").exists(): pytest.skip(f"{target}.ipynb is not written yet")
+    plan = subprocess.run(["make", "-n", target, "OUT=runs/x"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = next(line for line in plan.stdout.splitlines() if "-m papermill" in line)
+    assert f"nbs/{target}.ipynb" in command and "</dev/null" in command
+    assert set(re.findall(r"-p (\w+)", command)) <= set(parameters(path))
 
 def test_readme_commands():
-    "Every command of the README names a target or a notebook that exists, and parameters that it has; papermill always gets an output path."
-    text = (ROOT/'README.md').read_text()
-    targets = set(re.findall(r'^\.PHONY: (.*)', (ROOT/'Makefile').read_text(), re.M)[0].split())
-    assert {'train', 'test'} <= set(re.findall(r'(?:^|`)make (\w+)', text, re.M)) <= targets
-    for notebook, out, rest in re.findall(r'papermill (nbs/\w+\.ipynb) (runs/\S+\.ipynb)(.*)', text):
-        assert set(re.findall(r'-p (\w+)', rest)) <= set(parameters(ROOT/notebook))
-    assert text.count('papermill nbs/') == len(re.findall(r'papermill nbs/\w+\.ipynb runs/\S+\.ipynb', text))
+    "Every command of the README names a target or notebook that exists, its parameters, and for papermill an output."
+    text = (ROOT/"README.md").read_text()
+    targets = set(re.findall(r"^\.PHONY: (.*)", (ROOT/"Makefile").read_text(), re.M)[0].split())
+    assert {"train", "test"} <= set(re.findall(r"(?:^|`)make (\w+)", text, re.M)) <= targets
+    for notebook, _, rest in re.findall(r"papermill (nbs/\w+\.ipynb) (runs/\S+\.ipynb)(.*)", text):
+        assert set(re.findall(r"-p (\w+)", rest)) <= set(parameters(ROOT/notebook))
+    assert text.count("papermill nbs/") == len(re.findall(r"papermill nbs/\w+\.ipynb runs/\S+\.ipynb", text))

@@ -15,71 +15,90 @@ cache: bool = True # give back what was pooled
 backbone: str = 'vit_tiny' # timm name
 lr: float = 1e-3 # learning rate"""
 
-def notebook(path, tags=('parameters',), parameters=PARAMETERS):
+def notebook(path, tags=("parameters",), parameters=PARAMETERS):
     "A notebook with the guard, which is loaded alone: importing the package takes longer than all the rest."
     new = nbformat.v4.new_code_cell
-    load = ('import json, sys, types\nif "clca" not in sys.modules:\n    sys.modules["clca"] = types.ModuleType("clca")\n'
-            f'    sys.modules["clca"].__path__ = [{str(ROOT/"clca")!r}]\nfrom clca.lab.params import check_parameters')
-    cells = [new(load), new(parameters, metadata={'tags': list(tags)}),
-             new('settings = check_parameters(In, globals())'),
-             new('assert settings == {k: globals()[k] for k in settings}\nprint(json.dumps(settings))')]
-    kernel = {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}
+    load = (
+        'import json, sys, types\nif "clca" not in sys.modules:\n    sys.modules["clca"] = types.ModuleType("clca")\n'
+        f'    sys.modules["clca"].__path__ = [{str(ROOT/"clca")!r}]\nfrom clca.lab.params import check_parameters'
+    )
+    cells = [new(load), new(parameters, metadata={"tags": list(tags)}),
+             new("settings = check_parameters(In, globals())"),
+             new("assert settings == {k: globals()[k] for k in settings}\nprint(json.dumps(settings))")]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
 
 def run(path, *args):
     "papermill as one types it: the settings that the notebook saw, or the message of the error."
-    out = path.with_name('out.ipynb')
-    done = CliRunner().invoke(papermill, [str(path), str(out), '--no-progress-bar', *args])
-    if done.exit_code: return f'{done.exception.ename}: {done.exception.evalue}'
+    out = path.with_name("out.ipynb")
+    done = CliRunner().invoke(papermill, [str(path), str(out), "--no-progress-bar", *args])
+    if done.exit_code: return f"{done.exception.ename}: {done.exception.evalue}"
     return json.loads(nbformat.read(out, 4).cells[-1].outputs[-1].text)
 
-DEFAULTS = dict(keep=.1, at=[3, 6, 9], cache=True, backbone='vit_tiny', lr=1e-3)
+DEFAULTS = dict(keep=.1, at=[3, 6, 9], cache=True, backbone="vit_tiny", lr=1e-3)
 
 def test_values_arrive_with_their_types(tmp_path):
-    path = notebook(tmp_path/'x.ipynb')
-    seen = run(path, '-p', 'keep', '1', '-p', 'at', '[4, 8]', '-p', 'cache', 'false', '-r', 'backbone', '007', '-y', 'lr: 1e-4')
-    assert seen == dict(keep=1., at=[4, 8], cache=False, backbone='007', lr=1e-4) and type(seen['keep']) is float
-    assert run(tmp_path/'out.ipynb', '-p', 'keep', '0.5') == DEFAULTS | dict(keep=.5), 'an executed notebook can be run again'
+    path = notebook(tmp_path/"x.ipynb")
+    given = "-p keep 1 -p at [4,8] -p cache false -r backbone 007".split()
+    seen = run(path, *given, "-y", "lr: 1e-4")
+    assert seen == dict(keep=1., at=[4, 8], cache=False, backbone="007", lr=1e-4) and type(seen["keep"]) is float
+    again = run(tmp_path/"out.ipynb", "-p", "keep", "0.5")
+    assert again == DEFAULTS | dict(keep=.5), "an executed notebook can be run again"
 
 def test_misspelt_name(tmp_path):
-    assert run(notebook(tmp_path/'x.ipynb'), '-p', 'kep', '0.5') == "ValueError: 'kep' is no parameter of this notebook; did you mean 'keep'?"
+    said = run(notebook(tmp_path/"x.ipynb"), "-p", "kep", "0.5")
+    assert said == "ValueError: 'kep' is no parameter of this notebook; did you mean 'keep'?"
 
 def test_lost_tag(tmp_path):
-    assert "give that cell its tag 'parameters' back" in run(notebook(tmp_path/'x.ipynb', tags=()), '-p', 'keep', '0.5')
+    said = run(notebook(tmp_path/"x.ipynb", tags=()), "-p", "keep", "0.5")
+    assert "give that cell its tag 'parameters' back" in said
 
-@pytest.mark.parametrize('args, message', [(['-p', 'at', '6'], "at = 6 does not fit its type list[int]: write it like '[3, 6, 9]'"),
-                                           (['-p', 'backbone', 'nan'], 'backbone = nan does not fit its type str'),
-                                           (['-p', 'keep', 'abc'], "keep = 'abc' does not fit its type float or list[float]: "
-                                                                   "write a number like 0.25, or a list like '[0.5, 0.25]'")])
-def test_wrong_type(tmp_path, args, message): assert message in run(notebook(tmp_path/'x.ipynb'), *args)
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["-p", "at", "6"], "at = 6 does not fit its type list[int]: write it like '[3, 6, 9]'"),
+        (["-p", "backbone", "nan"], "backbone = nan does not fit its type str"),
+        (
+            ["-p", "keep", "abc"],
+            "keep = 'abc' does not fit its type float or list[float]: "
+            "write a number like 0.25, or a list like '[0.5, 0.25]'",
+        ),
+    ],
+)
+def test_wrong_type(tmp_path, args, message): assert message in run(notebook(tmp_path/"x.ipynb"), *args)
 
 def test_nbdev_test(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv('IN_TEST', '1')
-    assert nbt.test_nb(notebook(tmp_path/'x.ipynb'), basepath=ROOT)[0]
-    assert not nbt.test_nb(notebook(tmp_path/'y.ipynb', parameters='epochs: int = 2.5 # passes'), basepath=ROOT)[0]
-    assert 'epochs = 2.5 does not fit its type int' in capfd.readouterr().err
+    monkeypatch.setenv("IN_TEST", "1")
+    assert nbt.test_nb(notebook(tmp_path/"x.ipynb"), basepath=ROOT)[0]
+    assert not nbt.test_nb(notebook(tmp_path/"y.ipynb", parameters="epochs: int = 2.5 # passes"), basepath=ROOT)[0]
+    assert "epochs = 2.5 does not fit its type int" in capfd.readouterr().err
 
 def test_by_hand(tmp_path):
     "In JupyterLab there is no injection; the cells of an executed notebook may be run again, the parameters edited."
-    nb = nbformat.read(notebook(tmp_path/'x.ipynb'), 4)
-    injected = nbformat.v4.new_code_cell('# Parameters\nkeep = 0.5\n')
-    edited = nbformat.v4.new_code_cell(PARAMETERS.replace('0.1', '0.3'))
+    nb = nbformat.read(notebook(tmp_path/"x.ipynb"), 4)
+    injected = nbformat.v4.new_code_cell("# Parameters\nkeep = 0.5\n")
+    edited = nbformat.v4.new_code_cell(PARAMETERS.replace("0.1", "0.3"))
     nb.cells = nb.cells[:2] + [injected] + nb.cells[2:] + [edited] + nb.cells[2:]
-    for i, cell in enumerate(nb.cells): nb.cells[i] = nbformat.from_dict({**cell, 'id': f'c{i}'})
-    cells = NotebookClient(nb, kernel_name='python3', resources={'metadata': {'path': str(ROOT)}}).execute().cells
-    assert [json.loads(cells[i].outputs[-1].text)['keep'] for i in (4, 7)] == [.5, .3]
+    for i, cell in enumerate(nb.cells): nb.cells[i] = nbformat.from_dict({**cell, "id": f"c{i}"})
+    cells = NotebookClient(nb, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute().cells
+    assert [json.loads(cells[i].outputs[-1].text)["keep"] for i in (4, 7)] == [.5, .3]
 
-kinds = st.one_of(st.tuples(st.just(float), st.floats(allow_nan=False)), st.tuples(st.just(int), st.integers()), st.tuples(st.just(bool), st.booleans()),
-                  st.tuples(st.just(list[int]), st.lists(st.integers())), st.tuples(st.just(list[float]), st.lists(st.integers(-2**53, 2**53) | st.floats(allow_nan=False))),
-                  st.tuples(st.just(float | list[float]), st.lists(st.floats(allow_nan=False, allow_infinity=False))))
+kinds = st.one_of(
+    st.tuples(st.just(float), st.floats(allow_nan=False)),
+    st.tuples(st.just(int), st.integers()),
+    st.tuples(st.just(bool), st.booleans()),
+    st.tuples(st.just(list[int]), st.lists(st.integers())),
+    st.tuples(st.just(list[float]), st.lists(st.integers(-(2**53), 2**53) | st.floats(allow_nan=False))),
+    st.tuples(st.just(float | list[float]), st.lists(st.floats(allow_nan=False, allow_infinity=False))),
+)
 
 @given(kinds)
 def test_a_value_that_fits_stays_what_it_is(pair):
     kind, value = pair
     once = as_kind(value, kind)
     assert once == value and as_kind(once, kind) == once
-    if isinstance(value, list) and all(abs(v) < float('inf') for v in value): assert as_kind(str(value), kind) == once
+    if isinstance(value, list) and all(abs(v) < float("inf") for v in value): assert as_kind(str(value), kind) == once
 
 @given(st.sampled_from([float, int, list[int], list[float]]), st.booleans())
 def test_a_truth_value_is_no_number(kind, value):

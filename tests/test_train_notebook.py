@@ -1,58 +1,68 @@
-"The train notebook stops at a bad value with one sentence, before it reads data or makes a folder; and what it leaves can be used."
+"The train notebook stops at a bad value with one sentence, before it reads data or makes a folder."
 import re
 
 import pytest
-from helpers import ROOT, code_cells
+from helpers import ROOT, code_cells, is_tagged
 
-PATH = ROOT/'nbs'/'train.ipynb'
+PATH = ROOT/"nbs"/"train.ipynb"
 
 def start(values: str, out) -> dict:
     "Run the cells up to the data as papermill does, with `values` injected; the names that there are then."
     names = dict(In=[])
     for cell in code_cells(PATH):
-        if 'load_data(' in cell.source: return names
-        injected = [f"# Parameters\nout = {str(out)!r}\n{values}\n"] if 'parameters' in cell.metadata.get('tags', []) else []
+        if "load_data(" in cell.source: return names
+        injected = [f"# Parameters\nout = {str(out)!r}\n{values}\n"] if is_tagged(cell) else []
         for source in [cell.source, *injected]:
-            names['In'].append(source)
-            exec(re.sub(r'^[%#].*$', '', source, flags=re.M), names)
-    raise AssertionError('the notebook loads no data')
+            names["In"].append(source)
+            exec(re.sub(r"^[%#].*$", "", source, flags=re.M), names)
+    raise AssertionError("the notebook loads no data")
 
-@pytest.mark.parametrize('values, message', [
-    ('kep = 0.1', "'kep' is no parameter of this notebook; did you mean 'keep'"),
-    ('keep = "a lot"', r"keep = 'a lot' does not fit its type"),
-    ('keep = 0', 'keep=0.0 is not a keep rate: use a number above 0 and up to 1'),
-    ('keep = 1.5', 'keep=1.5 is not a keep rate'),
-    ('keep = [0.5, 0.5]', r'keep has 2 rates for 3 stages'),
-    ('at = [3, 12]', r'at=\[3, 12\] names block 12, but this model has blocks 0 to 11'),
-    ('image_size = 60', 'image size 60x60 is not a multiple of the patch size 8x8'),
-    ('reducer = "evitt"', "unknown reducer 'evitt': did you mean 'evit'"),
-    ('head = "cl"', "unknown head 'cl': did you mean 'cla'"),
-    ('backbone = "vit_tini_patch16_224"', "unknown backbone 'vit_tini_patch16_224': did you mean 'vit_tiny_patch16_224'"),
-    ('pretrained = True', "pretrained weights do not fit a backbone with another embed_dim: add -y"),
-    ('seed = -1', 'seed = -1 is out of range: it must be from 0'),
-    ('lr = float("inf")', 'lr = inf is out of range: it must be above 0 and finite'),
-    ('num_clr = -1', 'num_clr=-1 must be 0 or more'),
-    ('backbone = "resnet50"', "'resnet50' is not a flat ViT"),
-    ('backbone_kwargs = {"reducer": "topk"}', 'backbone_kwargs must not set reducer'),
-    ('backbone_kwargs = {"patchsize": 8}', "'vit_tiny_patch16_224' cannot be built with .*patchsize=8"),
-    ('teacher = "runs/none"', 'runs/none does not exist: give'),
-    ('epochs = 0', 'epochs = 0 is out of range: it must be at least 1'),
-    ('precision = "fp16"', "precision = 'fp16' is out of range: it must be one of auto, 32-true")], ids=lambda v: v.split(' = ')[0] if ' = ' in v else '')
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ("kep = 0.1", "'kep' is no parameter of this notebook; did you mean 'keep'"),
+        ('keep = "a lot"', r"keep = 'a lot' does not fit its type"),
+        ("keep = 0", "keep=0.0 is not a keep rate: use a number above 0 and up to 1"),
+        ("keep = 1.5", "keep=1.5 is not a keep rate"),
+        ("keep = [0.5, 0.5]", r"keep has 2 rates for 3 stages"),
+        ("at = [3, 12]", r"at=\[3, 12\] names block 12, but this model has blocks 0 to 11"),
+        ("image_size = 60", "image size 60x60 is not a multiple of the patch size 8x8"),
+        ('reducer = "evitt"', "unknown reducer 'evitt': did you mean 'evit'"),
+        ('head = "cl"', "unknown head 'cl': did you mean 'cla'"),
+        (
+            'backbone = "vit_tini_patch16_224"',
+            "unknown backbone 'vit_tini_patch16_224': did you mean 'vit_tiny_patch16_224'",
+        ),
+        ("pretrained = True", "pretrained weights do not fit a backbone with another embed_dim: add -y"),
+        ("seed = -1", "seed = -1 is out of range: it must be from 0"),
+        ('lr = float("inf")', "lr = inf is out of range: it must be above 0 and finite"),
+        ("num_clr = -1", "num_clr=-1 must be 0 or more"),
+        ('backbone = "resnet50"', "'resnet50' is not a flat ViT"),
+        ('backbone_kwargs = {"reducer": "topk"}', "backbone_kwargs must not set reducer"),
+        ('backbone_kwargs = {"patchsize": 8}', "'vit_tiny_patch16_224' cannot be built with .*patchsize=8"),
+        ('teacher = "runs/none"', "runs/none does not exist: give"),
+        ("epochs = 0", "epochs = 0 is out of range: it must be at least 1"),
+        ('precision = "fp16"', "precision = 'fp16' is out of range: it must be one of auto, 32-true"),
+    ],
+    ids=lambda v: v.split(" = ")[0] if " = " in v else "",
+)
 def test_bad_values(values, message, tmp_path, monkeypatch):
-    monkeypatch.delenv('IN_TEST', raising=False)
-    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message) as caught: start(values, tmp_path/'run')
-    assert '\n' not in str(caught.value) and not (tmp_path/'run').exists()
+    monkeypatch.delenv("IN_TEST", raising=False)
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message) as caught:
+        start(values, tmp_path/"run")
+    assert "\n" not in str(caught.value) and not (tmp_path/"run").exists()
 
 def test_good_values(tmp_path, monkeypatch):
-    "What papermill gives as text or as another number becomes what the annotation says; the folder is named when it is not given."
-    monkeypatch.delenv('IN_TEST', raising=False)
-    monkeypatch.setenv('CLCA_ROOT', str(tmp_path))
-    names = start('keep = "[0.7, 0.5, 0.25]"\nlr = 1\nat = "[2, 4, 6]"\nout = ""', '')
-    assert names['build']['keep'] == [.7, .5, .25] and names['recipe'].lr == 1. and names['build']['at'] == [2, 4, 6]
-    assert names['folder'].parent == tmp_path/'runs' and names['folder'].name.startswith('typefaces-evit-') and not names['folder'].exists()
+    "What papermill gives as text becomes what the annotation says; the folder is named when it is not given."
+    monkeypatch.delenv("IN_TEST", raising=False)
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path))
+    names = start('keep = "[0.7, 0.5, 0.25]"\nlr = 1\nat = "[2, 4, 6]"\nout = ""', "")
+    assert names["spec"].keep == (.7, .5, .25) and names["recipe"].lr == 1. and names["spec"].at == (2, 4, 6)
+    folder = names["folder"]
+    assert folder.parent == tmp_path/"runs" and folder.name.startswith("typefaces-evit-") and not folder.exists()
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.delenv('IN_TEST', raising=False)
-    (tmp_path/'parameters.json').write_text('{"keep": 0.1}')
-    with pytest.raises(ValueError, match='holds a run with keep = 0.1, not 0.5'): start('keep = 0.5', tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ['parameters.json']
+    monkeypatch.delenv("IN_TEST", raising=False)
+    (tmp_path/"parameters.json").write_text('{"keep": 0.1}')
+    with pytest.raises(ValueError, match="holds a run with keep = 0.1, not 0.5"): start("keep = 0.5", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["parameters.json"]

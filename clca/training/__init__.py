@@ -5,10 +5,21 @@
 # %% auto #0
 __all__ = ['Data', 'load_data', 'train', 'Recipe']
 
-# %% ../../nbs/training/99_init.ipynb #6b0e8e8c
-from .data import Data, load_data
-from .loop import train
-from .recipe import Recipe
+# %% ../../nbs/training/99_init.ipynb #1f98c5eb
+from importlib import import_module
+
+# %% ../../nbs/training/99_init.ipynb #7186b522
+_ROOMS = {"Data": "data", "load_data": "data", "train": "loop", "Recipe": "recipe"}
+
+def __getattr__(name: str):
+    "What Python asks for a name that the module does not have yet."
+    if name not in _ROOMS: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try: room = import_module(f"{__name__}.{_ROOMS[name]}")
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(f"{e.name} is needed for training: pip install 'clca[train]'", name=e.name) from e
+    return getattr(room, name)
+
+def __dir__() -> list[str]: return sorted({*globals(), *_ROOMS})
 
 # %% ../../nbs/training/99_init.ipynb #4cd41e07
 _all_ = ["Data", "load_data", "train", "Recipe"]

@@ -6,252 +6,346 @@
 __all__ = ['read_folder', 'read_csv', 'add_splits', 'sorted_classes', 'check_rows', 'check_classes', 'without_bad',
            'warn_repeated', 'Data', 'content_hash', 'load_data']
 
-# %% ../../nbs/training/03_data.ipynb #683210a2
+# %% ../../nbs/training/03_data.ipynb #e6074a8e
 import csv, difflib, hashlib, os, re, warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
 import numpy as np, pandas as pd
+
 from .images import Images, hold, inspect_files
-from .paths import root
+from .paths import locate
 from .typefaces import SPLITS, typefaces
 
-# %% ../../nbs/training/03_data.ipynb #942d8708
-_COLUMNS = ['name', 'path', 'label', 'split']
+# %% ../../nbs/training/03_data.ipynb #cb608117
+_TABLE = ["name", "path", "label", "split"]
 
-def _found(data_root: str, kind: str, is_kind) -> Path:
-    "`data_root` as an absolute path, looked for in the working directory, then in the root of the repository."
-    if not data_root: raise ValueError(f'data_root is empty: give the path of {kind}')
-    given = Path(data_root).expanduser()
-    path = next((p for p in (given.absolute(), root()/given) if p.exists()), None)
-    if path is None: raise ValueError(f'data_root {data_root!r} does not exist: give the path of {kind}')
-    if not is_kind(path): raise ValueError(f'data_root {data_root!r} is not {kind}')
+def _found(
+    data_root: str,
+    kind: str, # in words
+    is_kind: Callable[[Path], bool],
+) -> Path: # absolute
+    "`data_root` as a path; ValueError if it is empty, not there or of another kind."
+    if not data_root: raise ValueError(f"data_root is empty: give the path of {kind}")
+    path = locate(data_root)
+    if not path.exists(): raise ValueError(f"data_root {data_root!r} does not exist: give the path of {kind}")
+    if not is_kind(path): raise ValueError(f"data_root {data_root!r} is not {kind}")
     return path
 
-# %% ../../nbs/training/03_data.ipynb #408849ec
-_LITTER = 'Thumbs.db', 'desktop.ini', '__MACOSX', '__pycache__'
+def _found_folder(data_root: str) -> Path: return _found(data_root, "a folder of class folders", Path.is_dir)
+def _found_csv(data_root: str) -> Path: return _found(data_root, "a CSV file", Path.is_file)
+
+# %% ../../nbs/training/03_data.ipynb #0c9d93af
+_LITTER = "Thumbs.db", "desktop.ini", "__MACOSX", "__pycache__"
 
 def _entries(folder: Path) -> list[Path]:
     "What a folder holds, sorted, without what desktops and Python leave behind."
-    return sorted(p for p in folder.iterdir() if not p.name.startswith('.') and p.name not in _LITTER)
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name not in _LITTER)
 
-def _class_rows(parent: Path, base: Path, split: str) -> list[tuple]:
+# %% ../../nbs/training/03_data.ipynb #3a2cecfe
+def _class_files(folder: Path) -> list[Path]:
+    "The files of one class folder; ValueError if there is none."
+    inside = _entries(folder)
+    if files := [p for p in inside if not p.is_dir()]: return files
+    if inside:
+        raise ValueError(f"class folder {folder} holds only folders: its images must lie directly in it "
+                         "(if those folders are the classes, data_root is one level too high)")
+    raise ValueError(f"class folder {folder} holds no image: fill or remove it (class folders lie in data_root)")
+
+# %% ../../nbs/training/03_data.ipynb #f11c4ed7
+def _class_rows(parent: Path, base: Path, split: str) -> list[tuple[str, str, str, str]]:
     "A row for each file in each class folder of `parent`."
-    rows = []
-    for folder in _entries(parent):
-        if not folder.is_dir(): continue
-        inside = _entries(folder)
-        files = [f for f in inside if not f.is_dir()]
-        if inside and not files: raise ValueError(f'class folder {folder} holds only folders: its images must lie directly in it '
-                                                  '(if those folders are the classes, data_root is one level too high)')
-        if not files: raise ValueError(f'class folder {folder} holds no image: fill or remove it (class folders lie in data_root)')
-        rows += [(f.relative_to(base).as_posix(), str(f), folder.name, split) for f in files]
-    return rows
+    folders = [p for p in _entries(parent) if p.is_dir()]
+    return [(file.relative_to(base).as_posix(), str(file), folder.name, split)
+            for folder in folders for file in _class_files(folder)]
 
-# %% ../../nbs/training/03_data.ipynb #ab302f6c
-_LIKE_SPLITS = 'train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing'
+# %% ../../nbs/training/03_data.ipynb #5818e60e
+_LIKE_SPLITS = "train", "training", "val", "valid", "validation", "dev", "test", "testing"
 
-def _check_splits(base: Path, names: list[str]):
+def _check_splits(base: Path, names: list[str]) -> None:
     "Raise ValueError if folders which are no class folders seem to be splits under other names."
     like = [n for n in names if n.casefold() in _LIKE_SPLITS and any(p.is_dir() for p in _entries(base/n))]
-    if like: raise ValueError(f'data_root {str(base)!r} looks like splits, with folders in {", ".join(like)}: '
-                              f'they must be called {", ".join(SPLITS)}, with nothing beside them (it has {", ".join(names)})')
+    if not like: return
+    raise ValueError(f"data_root {str(base)!r} looks like splits, with folders in {', '.join(like)}: "
+                     f"they must be called {', '.join(SPLITS)}, with nothing beside them (it has {', '.join(names)})")
 
-def read_folder(
-    data_root: str, # Holds train/, val/, test/ with class folders, or the class folders themselves
-) -> pd.DataFrame: # name, path, label, split
-    "Table of the images in class folders."
-    base = _found(data_root, 'a folder of class folders', Path.is_dir)
+# %% ../../nbs/training/03_data.ipynb #1af7fc36
+def _folder_rows(base: Path) -> list[tuple[str, str, str, str]]:
+    "The rows of a folder of splits, or of one that holds the class folders themselves."
     names = [p.name for p in _entries(base) if p.is_dir()]
-    if not names: raise ValueError(f'data_root {data_root!r} holds no class folders')
-    if 'train' not in names or set(names) - set(SPLITS):
+    if "train" not in names or set(names) - set(SPLITS):
         _check_splits(base, names)
-        rows = _class_rows(base, base, '')
-    elif 'test' not in names: raise ValueError(f'data_root {data_root!r} has a train folder but no test folder: add test')
-    else: rows = [row for split in names for row in _class_rows(base/split, base, split)]
-    if not rows: raise ValueError(f'data_root {data_root!r} holds no class folders')
-    return pd.DataFrame(rows, columns=_COLUMNS)
+        return _class_rows(base, base, "")
+    if "test" not in names:
+        raise ValueError(f"data_root {str(base)!r} has a train folder but no test folder: add test")
+    return [row for split in names for row in _class_rows(base/split, base, split)]
 
-# %% ../../nbs/training/03_data.ipynb #c2543733
+# %% ../../nbs/training/03_data.ipynb #34c2a98a
+def read_folder(
+    data_root: str, # holds train/, val/, test/ with class folders, or the class folders themselves
+) -> pd.DataFrame: # name, path, label, split
+    "Table of the images in class folders. Raises ValueError for a folder that cannot be meant."
+    rows = _folder_rows(_found_folder(data_root))
+    if not rows: raise ValueError(f"data_root {data_root!r} holds no class folders")
+    return pd.DataFrame(rows, columns=_TABLE)
+
+# %% ../../nbs/training/03_data.ipynb #f8b53491
+_SAVE = "save it comma-separated, in UTF-8"
+
 def _csv_rows(path: Path) -> dict[int, list[str]]:
     "Line number and fields of all that is not blank in a CSV."
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)
-            rows = {reader.line_num: fields for row in reader if any(fields := [v.strip() for v in row])}
-    except (ValueError, csv.Error) as e: raise ValueError(f'{path} cannot be read as a CSV ({e}): save it comma-separated, in UTF-8') from e
-    if not rows: raise ValueError(f'{path} cannot be read as a CSV, it is empty: save it comma-separated, in UTF-8')
+            lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
+    except (ValueError, csv.Error) as e: raise ValueError(f"{path} cannot be read as a CSV ({e}): {_SAVE}") from e
+    rows = {number: fields for number, fields in lines if any(fields)}
+    if not rows: raise ValueError(f"{path} cannot be read as a CSV, it is empty: {_SAVE}")
     return rows
 
+# %% ../../nbs/training/03_data.ipynb #6cd0f1ee
+def _check_header(path: Path, header: list[str]) -> None:
+    "Raise ValueError if a column that is needed has no name."
+    missing = [c for c in ("path", "label") if c not in header]
+    if not missing: return
+    one_column = len(header) == 1 or "\0" in header[0]
+    remedy = _SAVE if one_column else "name them in its first line"
+    raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}: it has {', '.join(header)!r}; {remedy}")
+
+# %% ../../nbs/training/03_data.ipynb #afb4523c
+def _check_lengths(path: Path, rows: dict[int, list[str]], columns: int) -> None:
+    "Raise ValueError for the first line with more fields than the header names."
+    for line, row in rows.items():
+        if len(row) > columns:
+            raise ValueError(f"{path}, line {line} has {len(row)} columns, but the header {columns}: "
+                             "put a text with a comma in double quotes, or name every column")
+
+# %% ../../nbs/training/03_data.ipynb #81d99ac9
+def _check_filled(path: Path, table: pd.DataFrame) -> None:
+    "Raise ValueError for the first empty field; splits may be empty if all are."
+    for column in _TABLE[1:] if table.split.any() else _TABLE[1:3]:
+        empty = table.index[table[column] == ""]
+        if len(empty): raise ValueError(f"{path}, line {empty[0]}: {column} is empty")
+
+# %% ../../nbs/training/03_data.ipynb #5cd76719
 def _csv_columns(path: Path) -> pd.DataFrame:
-    "The columns path, label and split of a CSV as text."
+    "The columns path, label and split of a CSV as text; of columns with the same name the first counts."
     rows = _csv_rows(path)
     header = rows.pop(min(rows))
-    if missing := [c for c in ('path', 'label') if c not in header]:
-        remedy = 'save it comma-separated, in UTF-8' if len(header) == 1 or '\0' in header[0] else 'name them in its first line'
-        raise ValueError(f'{path} lacks the column(s) {", ".join(missing)}: it has {", ".join(header)!r}; {remedy}')
-    if not rows: raise ValueError(f'{path} has no rows')
-    for line, row in rows.items():
-        if len(row) > len(header): raise ValueError(f'{path}, line {line} has {len(row)} columns, but the header {len(header)}: '
-                                                    'put a text with a comma in double quotes, or name every column')
-    rows = {line: dict(reversed([*zip(header, row)])) for line, row in rows.items()}
-    table = pd.DataFrame([[row.get(c, '') for c in _COLUMNS[1:]] for row in rows.values()], columns=_COLUMNS[1:], index=list(rows))
-    for column in _COLUMNS[1:] if table.split.any() else _COLUMNS[1:3]:
-        if (empty := table.index[table[column] == '']).size: raise ValueError(f'{path}, line {empty[0]}: {column} is empty')
+    _check_header(path, header)
+    if not rows: raise ValueError(f"{path} has no rows")
+    _check_lengths(path, rows, len(header))
+    fields = [dict(reversed([*zip(header, row)])) for row in rows.values()]
+    values = [[row.get(column, "") for column in _TABLE[1:]] for row in fields]
+    table = pd.DataFrame(values, columns=_TABLE[1:], index=list(rows))
+    _check_filled(path, table)
     return table.reset_index(drop=True)
 
-# %% ../../nbs/training/03_data.ipynb #6af4527d
-def read_csv(
-    data_root: str, # Path of the CSV: path,label[,split], paths relative to its folder
-) -> pd.DataFrame: # name, path, label, split
-    "Table of the images that a CSV lists."
-    base = _found(data_root, 'a CSV file', Path.is_file)
-    table = _csv_columns(base).rename(columns={'path': 'name'})
-    if odd := sorted(set(table.split) - {'', *SPLITS}): raise ValueError(f'{base} has the split {odd[0]!r}: valid are {", ".join(SPLITS)}')
-    if table.split.any() and (lacking := [s for s in ('train', 'test') if s not in set(table.split)]):
-        raise ValueError(f'{base} has a split column but no {lacking[0]} row')
-    table['path'] = [os.path.abspath(base.parent/name) for name in table.name]
+# %% ../../nbs/training/03_data.ipynb #ae22c1aa
+def _check_listed(base: Path, table: pd.DataFrame) -> None:
+    "Raise ValueError for a split that is unknown or lacking, or a file that is not there."
+    if odd := sorted(set(table.split) - {"", *SPLITS}):
+        raise ValueError(f"{base} has the split {odd[0]!r}: valid are {', '.join(SPLITS)}")
+    lacking = [s for s in ("train", "test") if s not in set(table.split)]
+    if table.split.any() and lacking: raise ValueError(f"{base} has a split column but no {lacking[0]} row")
     missing = [name for name, path in zip(table.name, table.path) if not os.path.isfile(path)]
-    if missing: raise ValueError(f'{len(missing)} of {len(table)} files in {base} do not exist in {base.parent}, the first is {missing[0]}')
-    return table[_COLUMNS]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(table)} files in {base} do not exist in {base.parent}, "
+                         f"the first is {missing[0]}")
 
-# %% ../../nbs/training/03_data.ipynb #e497b2c4
+# %% ../../nbs/training/03_data.ipynb #4818d92e
+def read_csv(
+    data_root: str, # path of the CSV: path,label[,split], paths relative to its folder
+) -> pd.DataFrame: # name, path, label, split
+    "Table of the images that a CSV lists. Raises ValueError that names the line."
+    base = _found_csv(data_root)
+    table = _csv_columns(base).rename(columns={"path": "name"})
+    table["path"] = [os.path.abspath(base.parent/name) for name in table.name]
+    _check_listed(base, table)
+    return table[_TABLE]
+
+# %% ../../nbs/training/03_data.ipynb #80c8c352
 def _share(labels: pd.Series, shares: dict[str, float], seed: int) -> pd.Series:
     "A split for each row: of every class, `shares` at random (at least one image each), and the rest is for training."
-    split = pd.Series('train', index=labels.index)
+    split = pd.Series("train", index=labels.index)
     for number, (_, rows) in enumerate(labels.groupby(labels)):
         order, start = np.random.default_rng([seed, number]).permutation(rows.index), 0
         for name, share in shares.items():
             stop = start + max(1, round(share*len(rows)))
-            split[order[start:stop]] = name; start = stop
+            split[order[start:stop]] = name
+            start = stop
     return split
 
+# %% ../../nbs/training/03_data.ipynb #a4be19e9
+def _shares(table: pd.DataFrame) -> dict[str, float]:
+    "What part of the training rows goes to which split that the table lacks."
+    there = set(table.split)
+    if "val" in there: return {}
+    return {"val": .2} if "train" in there else {"val": .2, "test": .2}
+
+# %% ../../nbs/training/03_data.ipynb #9927cf28
 def add_splits(
     table: pd.DataFrame,
     seed: int,
-) -> pd.DataFrame: # With no empty split
+) -> pd.DataFrame: # with no empty split
     "Without splits: 60 % training, 20 % validation, 20 % test of every class. Without validation: 20 % of training."
-    table = table.copy()
-    shares = {} if 'val' in set(table.split) else {'val': .2} if 'train' in set(table.split) else {'val': .2, 'test': .2}
+    table, shares = table.copy(), _shares(table)
     if not shares: return table
-    rows = table.label[table.split.isin(['', 'train'])]
+    rows = table.label[table.split.isin(["", "train"])]
     few = rows.value_counts().loc[lambda n: n <= len(shares)]
-    if len(few): raise ValueError(f'class {few.index[0]!r} has {few.iloc[0]} image(s) to split: {len(shares) + 1} are needed')
-    table.loc[rows.index, 'split'] = _share(rows, shares, seed)
+    if len(few):
+        raise ValueError(f"class {few.index[0]!r} has {few.iloc[0]} image(s) to split: {len(shares) + 1} are needed")
+    table.loc[rows.index, "split"] = _share(rows, shares, seed)
     return table
 
-# %% ../../nbs/training/03_data.ipynb #3e2522be
+# %% ../../nbs/training/03_data.ipynb #24394e57
 def sorted_classes(labels: Sequence[str]) -> list[str]:
     "Class names in the order of their numbers: by value if all are integers, else as text."
     names = sorted(set(labels))
-    return sorted(names, key=int) if all(re.fullmatch(r'-?\d+', n) for n in names) else names
+    return sorted(names, key=int) if all(re.fullmatch(r"-?\d+", n) for n in names) else names
 
-# %% ../../nbs/training/03_data.ipynb #458b708e
-def check_rows(table: pd.DataFrame):
+# %% ../../nbs/training/03_data.ipynb #e8603afa
+def check_rows(table: pd.DataFrame) -> None:
     "Raise ValueError if a file is listed twice, in one split or (worse) in two; links are followed."
     real = table.path.map(os.path.realpath)
-    if not (twice := real.duplicated(keep=False)).any(): return
+    twice = real.duplicated(keep=False)
+    if not twice.any(): return
     rows = table[real == real[twice].iloc[0]]
-    where = 'in two splits' if rows.split.nunique() > 1 else 'with two labels' if rows.label.nunique() > 1 else 'twice'
-    splits = f' ({", ".join(sorted(set(rows.split)))})' if rows.split.nunique() > 1 else ''
-    raise ValueError(f'{rows.name.iloc[0]} is listed {where}{splits}; files listed more than once: {real[twice].nunique()}')
+    where = "with two labels" if rows.label.nunique() > 1 else "twice"
+    if rows.split.nunique() > 1: where = f"in two splits ({', '.join(sorted(set(rows.split)))})"
+    raise ValueError(f"{rows.name.iloc[0]} is listed {where}; files listed more than once: {real[twice].nunique()}")
 
-# %% ../../nbs/training/03_data.ipynb #13dbea86
-def check_classes(table: pd.DataFrame):
+# %% ../../nbs/training/03_data.ipynb #36431de4
+def check_classes(table: pd.DataFrame) -> None:
     "Raise ValueError if there are fewer than two classes, or a class has nothing to train on."
-    if table.label.nunique() < 2: raise ValueError(f'only {table.label.nunique()} class found, at least 2 are needed')
-    empty = sorted_classes(set(table.label) - set(table.label[table.split == 'train']))
-    if empty: raise ValueError(f'class {empty[0]!r} has no training image (classes without: {len(empty)})')
+    if table.label.nunique() < 2: raise ValueError(f"only {table.label.nunique()} class found, at least 2 are needed")
+    empty = sorted_classes(set(table.label) - set(table.label[table.split == "train"]))
+    if empty: raise ValueError(f"class {empty[0]!r} has no training image (classes without: {len(empty)})")
     for split in SPLITS:
-        if split not in set(table.split): raise ValueError(f'no image is left in {split}')
+        if split not in set(table.split): raise ValueError(f"no image is left in {split}")
 
-# %% ../../nbs/training/03_data.ipynb #79d45b29
+# %% ../../nbs/training/03_data.ipynb #df3fa937
 def without_bad(
     table: pd.DataFrame,
-    source: str, # Names the data set in the cache of checks
-    skip_bad: bool = False, # Warn and leave bad files out instead of raising
-) -> tuple[pd.DataFrame, list[str]]: # Rows of good files, with a column `digest`; names of bad ones
+    source: str, # names the data set in the cache of checks
+    skip_bad: bool = False, # warn and leave bad files out instead of raising
+) -> tuple[pd.DataFrame, list[str]]: # rows of good files, with a column `digest`; names of bad ones
     "Decode all files; the bad ones are named (up to five) and counted."
     results = inspect_files(table.path.tolist(), source)
     table = table.assign(digest=[results[p][0] for p in table.path])
-    bad = table.index[table.digest == '']
+    bad = table.index[table.digest == ""]
     if not len(bad): return table, []
-    shown = ', '.join(f'{table.name[i]} ({results[table.path[i]][1]})' for i in bad[:5])
-    message = f'{len(bad)} of {len(table)} files cannot be read as images: {shown}' + (f' and {len(bad) - 5} more' if len(bad) > 5 else '')
-    if not skip_bad: raise ValueError(f'{message}; repair or remove them, or pass skip_bad=True to go on without')
-    warnings.warn(f'{message}; they are left out')
+    shown = ", ".join(f"{table.name[i]} ({results[table.path[i]][1]})" for i in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    message = f"{len(bad)} of {len(table)} files cannot be read as images: {shown}{more}"
+    if not skip_bad: raise ValueError(f"{message}; repair or remove them, or pass skip_bad=True to go on without")
+    warnings.warn(f"{message}; they are left out", stacklevel=2)
     return table.drop(bad), table.name[bad].tolist()
 
-def warn_repeated(table: pd.DataFrame):
-    "Warn of test images which are training images too, byte for byte, under another name; `table` has splits and digests."
-    train, test = (table[table.split == s] for s in ('train', 'test'))
+# %% ../../nbs/training/03_data.ipynb #6ba1ca50
+def warn_repeated(
+    table: pd.DataFrame, # with splits and digests
+) -> None:
+    "Warn of test images which are training images too, byte for byte, under another name."
+    train, test = (table[table.split == s] for s in ("train", "test"))
     same = test[test.digest.isin(train.digest)]
     if same.empty: return
     twin = train.name[train.digest == same.digest.iloc[0]].iloc[0]
-    warnings.warn(f'{len(same)} of {len(test)} test images are also training images, byte for byte, the first is {same.name.iloc[0]} '
-                  f'(the same as {twin}): remove one of each pair')
+    warnings.warn(f"{len(same)} of {len(test)} test images are also training images, byte for byte, the first is "
+                  f"{same.name.iloc[0]} (the same as {twin}): remove one of each pair", stacklevel=2)
 
-# %% ../../nbs/training/03_data.ipynb #0089e7ba
+# %% ../../nbs/training/03_data.ipynb #b1911660
 @dataclass
 class Data:
     "Three sets of images and what a run records about them."
-    name: str # 'typefaces', or the name of the folder or CSV
+    name: str # "typefaces", or the name of the folder or CSV
     train: Images
     val: Images
     test: Images
-    classes: list[str] # Class names in the order of their numbers
+    classes: list[str] # class names in the order of their numbers
     hash: str # 16 hex digits: every file's name, label, split and bytes
-    skipped: list[str] = field(default_factory=list) # Names of files that were left out
+    skipped: list[str] = field(default_factory=list) # names of files that were left out
 
-    def summary(self) -> pd.DataFrame:
-        "Images, classes, and images of the rarest and the commonest class in each split; the corner tells how labels became numbers."
-        counts = {s: np.bincount(getattr(self, s).labels, minlength=len(self.classes)) for s in SPLITS}
-        rows = {s: dict(images=n.sum(), classes=(n > 0).sum(), fewest=n.min(), most=n.max()) for s, n in counts.items()}
-        if self.skipped: rows['skipped'] = dict(images=len(self.skipped))
-        corner = f'{self.name}: {self.classes[0]} … {self.classes[-1]} → 0 … {len(self.classes) - 1}'
-        return pd.DataFrame(rows).T.astype('Int64').rename_axis(columns=corner)
+    def summary(self) -> pd.DataFrame: return _summary(self)
 
-# %% ../../nbs/training/03_data.ipynb #020af374
+# %% ../../nbs/training/03_data.ipynb #e977770a
+def _summary(data: Data) -> pd.DataFrame:
+    "Images, classes, the rarest and the commonest class of each split; the corner tells how labels became numbers."
+    counts = {s: np.bincount(getattr(data, s).labels, minlength=len(data.classes)) for s in SPLITS}
+    rows = {s: dict(images=n.sum(), classes=(n > 0).sum(), fewest=n.min(), most=n.max()) for s, n in counts.items()}
+    if data.skipped: rows["skipped"] = dict(images=len(data.skipped))
+    corner = f"{data.name}: {data.classes[0]} … {data.classes[-1]} → 0 … {len(data.classes) - 1}"
+    return pd.DataFrame(rows).T.astype("Int64").rename_axis(columns=corner)
+
+# %% ../../nbs/training/03_data.ipynb #95db422b
+_KINDS = "typefaces", "folder", "csv"
+
+def _check_request(
+    dataset: str,
+    sizes: dict[str, int], # at least 1
+    seeds: dict[str, int], # at least 0
+) -> None:
+    "Raise ValueError for an unknown kind of data, or a number that is too small."
+    if dataset not in _KINDS:
+        near = difflib.get_close_matches(dataset, _KINDS, 1, 0)[0]
+        raise ValueError(f"unknown dataset {dataset!r}: did you mean {near!r}? (valid: {', '.join(_KINDS)})")
+    for least, numbers in (1, sizes), (0, seeds):
+        for name, value in numbers.items():
+            if value < least: raise ValueError(f"{name} is {value}: it must be at least {least}")
+
+# %% ../../nbs/training/03_data.ipynb #eb01e691
 def _read(dataset: str, data_root: str, size: int, n: int, data_seed: int) -> tuple[pd.DataFrame, Path]:
     "Table and place of one of the three kinds of data."
-    kinds = 'typefaces', 'folder', 'csv'
-    if dataset not in kinds:
-        near = difflib.get_close_matches(dataset, kinds, 1, 0)[0]
-        raise ValueError(f'unknown dataset {dataset!r}: did you mean {near!r}? (valid: {", ".join(kinds)})')
-    if dataset == 'csv': return read_csv(data_root), _found(data_root, 'a CSV file', Path.is_file)
-    place = typefaces(size, n, data_seed) if dataset == 'typefaces' else _found(data_root, 'a folder of class folders', Path.is_dir)
+    if dataset == "csv": return read_csv(data_root), _found_csv(data_root)
+    place = typefaces(size, n, data_seed) if dataset == "typefaces" else _found_folder(data_root)
     return read_folder(str(place)), place
 
-def content_hash(table: pd.DataFrame) -> str: # 16 hex digits
-    "Hash of every file's name, label, split and bytes, whatever the order and the place on disk."
-    rows = sorted('\t'.join(row) for row in table[['name', 'label', 'split', 'digest']].itertuples(index=False))
-    return hashlib.sha256('\n'.join(rows).encode()).hexdigest()[:16]
-
-# %% ../../nbs/training/03_data.ipynb #7f7b73be
-def load_data(
-    dataset: str, # 'typefaces', 'folder' or 'csv'
-    data_root: str = '', # The folder, or the CSV
-    *,
-    image_size: int = 64, # Side of the images that the model sees
-    images_per_class: int = 150, # Of the typefaces' training set
-    seed: int = 0, # Of the augmentation
-    data_seed: int = 0, # Of the typefaces' words, and of splits that have to be made
-    augment: bool = True, # Random crop and (but for words) flip in training
-    mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225), # Of each channel
-    skip_bad: bool = False, # Go on without files that cannot be read
-) -> Data:
-    "The sets of images for a run. Raises ValueError with one sentence for whatever is wrong with the data."
-    for name, value, least in ('image_size', image_size, 1), ('images_per_class', images_per_class, 1), ('seed', seed, 0), ('data_seed', data_seed, 0):
-        if value < least: raise ValueError(f'{name} is {value}: it must be at least {least}')
-    table, place = _read(dataset, data_root, image_size, images_per_class, data_seed)
+# %% ../../nbs/training/03_data.ipynb #67b84ad2
+def _checked(table: pd.DataFrame, source: str, data_seed: int, skip_bad: bool) -> tuple[pd.DataFrame, list[str]]:
+    "The table with splits and digests, and the names of bad files; ValueError for what must not be."
     check_rows(table)
-    table, skipped = without_bad(table, str(place), skip_bad)
+    table, skipped = without_bad(table, source, skip_bad)
     table = add_splits(table, data_seed)
     check_classes(table)
     warn_repeated(table)
-    classes = sorted_classes(table.label)
-    numbers = {c: i for i, c in enumerate(classes)}
-    sets = {s: Images(rows.path, rows.label.map(numbers).tolist(), image_size, mean, std,
-                      augmented=augment and s == 'train', flip=dataset != 'typefaces', seed=seed) for s, rows in table.groupby('split')}
+    return table, skipped
+
+# %% ../../nbs/training/03_data.ipynb #ce7cbc1d
+def content_hash(table: pd.DataFrame) -> str: # 16 hex digits
+    "Hash of every file's name, label, split and bytes, whatever the order and the place on disk."
+    rows = sorted("\t".join(row) for row in table[["name", "label", "split", "digest"]].itertuples(index=False))
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+# %% ../../nbs/training/03_data.ipynb #c8d930ce
+def _image_sets(table: pd.DataFrame, classes: list[str], augment: bool, options: dict) -> dict[str, Images]:
+    "The images of each split."
+    numbers = {name: i for i, name in enumerate(classes)}
+    sets = {split: Images(rows.path, rows.label.map(numbers).tolist(), **options)
+            for split, rows in table.groupby("split")}
+    sets["train"].augmented = augment
+    return sets
+
+# %% ../../nbs/training/03_data.ipynb #06afdb28
+def load_data(
+    dataset: str, # "typefaces", "folder" or "csv"
+    data_root: str = "", # the folder, or the CSV
+    *,
+    image_size: int = 64, # side of the images that the model sees
+    images_per_class: int = 150, # of the typefaces' training set
+    seed: int = 0, # of the augmentation
+    data_seed: int = 0, # of the typefaces' words, and of splits that have to be made
+    augment: bool = True, # random crop and (but for words) flip in training
+    mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225), # of each channel
+    skip_bad: bool = False, # go on without files that cannot be read
+) -> Data:
+    "The sets of images for a run. Raises ValueError with one sentence for whatever is wrong with the data."
+    sizes, seeds = dict(image_size=image_size, images_per_class=images_per_class), dict(seed=seed, data_seed=data_seed)
+    _check_request(dataset, sizes, seeds)
+    table, place = _read(dataset, data_root, image_size, images_per_class, data_seed)
+    table, skipped = _checked(table, str(place), data_seed, skip_bad)
+    classes, words = sorted_classes(table.label), dataset == "typefaces"
+    options = dict(size=image_size, mean=mean, std=std, flip=not words, seed=seed)
+    sets = _image_sets(table, classes, augment, options)
     hold(sets.values())
-    return Data(dataset if dataset == 'typefaces' else place.name, **sets, classes=classes, hash=content_hash(table), skipped=skipped)
+    return Data(dataset if words else place.name, **sets, classes=classes, hash=content_hash(table), skipped=skipped)

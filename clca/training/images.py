@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['to_rgb', 'read_image', 'inspect_file', 'inspect_files', 'resized', 'augment', 'Images', 'hold']
 
-# %% ../../nbs/training/02_images.ipynb #37a761e9
+# %% ../../nbs/training/02_images.ipynb #29bf1a2c
 import hashlib, io, json, os, warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Sequence
+
 import numpy as np, torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -17,141 +18,167 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
+
 from .paths import data_dir
 
-# %% ../../nbs/training/02_images.ipynb #12b23f00
+# %% ../../nbs/training/02_images.ipynb #b813024a
+def _to_8_bits(
+    image: Image.Image, # of integers of 16 or 32 bits
+) -> Image.Image: # greyscale
+    "Each pixel to the nearest of 256 shades. Raises ValueError if there are more than 16 bits."
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("pixels have more than 16 bits: save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128)//257).astype(np.uint8))
+
+# %% ../../nbs/training/02_images.ipynb #9e1af474
 def to_rgb(
-    image: Image.Image, # Of any mode
+    image: Image.Image, # of any mode
 ) -> Image.Image:
-    "8-bit RGB: turned as EXIF says, 16 bits scaled (not clipped) to 8, transparency laid on white. Raises ValueError for float images."
+    "8-bit RGB: turned as EXIF says, 16 bits rounded to 8, transparency laid on white. ValueError for float images."
     image = ImageOps.exif_transpose(image)
-    if image.mode == 'F': raise ValueError('pixels are 32-bit floats, whose range is unknown: save it with 8 or 16 bits')
-    if image.mode.startswith('I'):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535: raise ValueError('pixels have more than 16 bits: save it with 8 or 16 bits')
-        image = Image.fromarray(((values + 128)//257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("pixels are 32-bit floats, whose range is unknown: save it with 8 or 16 bits")
+    if image.mode.startswith("I"): image = _to_8_bits(image)
     if image.has_transparency_data:
-        image = image.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-    return image.convert('RGB')
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 def read_image(path: str | Path) -> Image.Image:
     "The image file at `path` as 8-bit RGB, fully decoded."
     with Image.open(path) as image: return to_rgb(image)
 
-# %% ../../nbs/training/02_images.ipynb #d6428585
-def inspect_file(path: str) -> tuple[str, str]: # Digest of the bytes; why the file cannot be used, or ''
+# %% ../../nbs/training/02_images.ipynb #48593ee4
+def inspect_file(path: str) -> tuple[str, str]: # digest of the bytes; why the file cannot be used, or ""
     "Read and decode one file completely."
     try:
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image: to_rgb(image)
-    except UnidentifiedImageError: return '', 'not an image' if data else 'empty file'
-    except Exception as e: return '', getattr(e, 'strerror', None) or str(e) or type(e).__name__
-    return hashlib.sha256(data).hexdigest()[:16], ''
+    except UnidentifiedImageError: return "", "not an image" if data else "empty file"
+    except Exception as e: return "", getattr(e, "strerror", None) or str(e) or type(e).__name__
+    return hashlib.sha256(data).hexdigest()[:16], ""
 
-# %% ../../nbs/training/02_images.ipynb #f1dfab3d
-def _save_json(path: Path, content: dict):
+# %% ../../nbs/training/02_images.ipynb #618bc2a3
+def _save_json(path: Path, content: dict) -> None:
     "Write beside `path`, then rename; a disk that refuses costs the next start some time, no more."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f'{path.name}.{os.getpid()}')
+        part = path.with_name(f"{path.name}.{os.getpid()}")
         part.write_text(json.dumps(content))
         part.replace(path)
-    except OSError as e: warnings.warn(f'the result of checking the images could not be remembered in {path}: {e}')
+    except OSError as e:
+        warnings.warn(f"the result of checking the images could not be remembered in {path}: {e}", stacklevel=2)
 
+# %% ../../nbs/training/02_images.ipynb #149c179f
 def _load_json(path: Path) -> dict:
     "The content of `path`, or nothing if it is missing or damaged."
     try: return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError): return {}
 
-# %% ../../nbs/training/02_images.ipynb #77992e26
+# %% ../../nbs/training/02_images.ipynb #e130bad9
 def _stat(path: str) -> list[int]:
     "Size and time of change, or nothing for what cannot be reached, such as a link to a removed file."
     try: found = os.stat(path)
     except OSError: return []
     return [found.st_size, found.st_mtime_ns]
 
-def inspect_files(
-    paths: Sequence[str], # Absolute paths
-    source: str, # What names the data set: a folder or a CSV
-) -> dict[str, tuple[str, str]]: # path -> (digest, why it cannot be used)
-    "`inspect_file` for all, in threads; remembered in data/cache by size and time of change, so that the next start is immediate."
-    remembered = data_dir()/'cache'/f'{hashlib.sha256(str(source).encode()).hexdigest()[:16]}.json'
-    stats = {p: _stat(p) for p in paths}
-    known = {p: v for p, v in _load_json(remembered).items() if p in stats and v[:2] == stats[p]}
-    todo = [p for p in stats if p not in known]
+# %% ../../nbs/training/02_images.ipynb #6e78dd97
+def _inspect_all(paths: Sequence[str], found: dict[str, tuple[str, str]]) -> None:
+    "`inspect_file` in threads, behind a progress bar; `found` has what was done when somebody interrupts."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(inspect_file, paths), desc="check images", total=len(paths), delay=1, mininterval=.5)
         try:
-            for result, p in zip(tqdm(pool.map(inspect_file, todo), desc='check images', total=len(todo), delay=1, mininterval=.5), todo):
-                known[p] = [*stats[p], *result]
-        finally:
-            pool.shutdown(cancel_futures=True)
-            if todo: _save_json(remembered, known)
-    return {p: tuple(known[p][-2:]) for p in paths}
+            for path, result in zip(paths, bar): found[path] = result
+        finally: pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/training/02_images.ipynb #e9e9f58c
+# %% ../../nbs/training/02_images.ipynb #09e3511d
+def inspect_files(
+    paths: Sequence[str], # absolute
+    source: str, # what names the data set: a folder or a CSV
+) -> dict[str, tuple[str, str]]: # path → (digest, why it cannot be used)
+    "`inspect_file` for all; remembered in the data folder's cache/ by size and time of change."
+    remembered = data_dir()/"cache"/f"{hashlib.sha256(str(source).encode()).hexdigest()[:16]}.json"
+    stats = {path: _stat(path) for path in paths}
+    found = _load_json(remembered)
+    known = {path: tuple(found[path][2:]) for path in stats if path in found and found[path][:2] == stats[path]}
+    todo = [path for path in stats if path not in known]
+    if not todo: return {path: known[path] for path in paths}
+    try: _inspect_all(todo, known)
+    finally: _save_json(remembered, {path: [*stats[path], *result] for path, result in known.items()})
+    return {path: known[path] for path in paths}
+
+# %% ../../nbs/training/02_images.ipynb #af2f6325
 def resized(
     image: Image.Image, # RGB
-    size: int, # Side that the model sees
+    size: int, # side that the model sees
 ) -> Tensor: # [3, R, R] uint8 with R = int(size/0.875)
-    "The paper's first step for training and evaluation alike: a bicubic resize to a square somewhat larger than the input."
+    "The paper's first step for training and evaluation alike: a bicubic resize to a square larger than the input."
     side = int(size/.875)
     if image.size != (side, side): image = F.resize(image, [side, side], InterpolationMode.BICUBIC)
     return F.pil_to_tensor(image)
 
-# %% ../../nbs/training/02_images.ipynb #f5bfa470
+# %% ../../nbs/training/02_images.ipynb #77fe73f7
 def augment(
     image: Tensor, # [3, R, R]
-    size: int, # Side of the crop
+    size: int, # side of the crop
     rng: np.random.Generator,
-    flip: bool = True, # Mirror half of the images
+    flip: bool = True, # mirror half of the images
 ) -> Tensor: # [3, size, size]
     "The paper's weak augmentation: a random crop and a horizontal flip."
-    top, left, mirror = *rng.integers(0, image.shape[-1] - size + 1, 2), flip and rng.random() < .5
+    top, left = rng.integers(0, image.shape[-1] - size + 1, 2)
+    mirror = flip and rng.random() < .5
     image = image[:, top:top+size, left:left+size]
     return image.flip(-1) if mirror else image
 
-# %% ../../nbs/training/02_images.ipynb #fecb2b28
+# %% ../../nbs/training/02_images.ipynb #ea121c6f
 class Images(Dataset):
-    """Images of one split as (float [3, size, size], label). With `augmented`, what image i looks like in epoch e depends on (seed, e, i)
-    only: not on workers, not on the global random state."""
+    "Images of one split as (float [3, size, size], label)."
     def __init__(self,
         paths: Sequence[str],
         labels: Sequence[int], # 0..C-1
-        size: int, # Side that the model sees
-        mean: Sequence[float], std: Sequence[float], # Of each channel, for pixels in [0, 1]
-        augmented: bool = False, # Random crop and flip, else the centre
+        size: int, # side that the model sees
+        mean: Sequence[float], std: Sequence[float], # of each channel, for pixels in [0, 1]
+        augmented: bool = False, # random crop and flip, else the centre
         flip: bool = True,
         seed: int = 0,
     ):
-        self.paths, self.labels, self.size, self.augmented, self.flip, self.seed = list(paths), list(labels), size, augmented, flip, seed
+        self.paths, self.labels, self.size = list(paths), list(labels), size
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+        self.augmented, self.flip, self.seed = augmented, flip, seed
         self.epoch, self.memory = torch.tensor(0).share_memory_(), None
 
     def __len__(self): return len(self.paths)
+    def set_epoch(self, epoch: int): self.epoch.fill_(epoch)
 
-    def set_epoch(self, epoch: int):
-        "Choose the epoch whose augmentation comes next; worker processes which are alive see it too."
-        self.epoch.fill_(epoch)
-
-    def pixels(self, i: int) -> Tensor:
-        "Image `i` after the resize, [3, R, R] uint8: from memory if it is held there."
+    def pixels(self, i: int) -> Tensor: # [3, R, R] uint8
         return resized(read_image(self.paths[i]), self.size) if self.memory is None else self.memory[i]
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = self.pixels(i)
-        if self.augmented: image = augment(image, self.size, np.random.default_rng([self.seed, int(self.epoch), i % len(self)]), self.flip)
+        if self.augmented:
+            rng = np.random.default_rng([self.seed, int(self.epoch), i % len(self)])
+            image = augment(image, self.size, rng, self.flip)
         else: image = F.center_crop(image, [self.size, self.size])
         return (image.float().div_(255) - self.mean)/self.std, self.labels[i]
 
-# %% ../../nbs/training/02_images.ipynb #c3a231cc
-def hold(datasets: Sequence[Images], limit: int = 512 * 2**20):
-    "Decode all images once and hold them as bytes, if together they take less than `limit` bytes."
-    if sum(len(d)*3*int(d.size/.875)**2 for d in datasets) >= limit: return
-    bar = tqdm(desc='read images', total=sum(map(len, datasets)), delay=1, mininterval=.5)
+# %% ../../nbs/training/02_images.ipynb #22ad42ec
+def _read_into_memory(images: Images, pool: ThreadPoolExecutor, bar: tqdm) -> None:
+    "Decode all images of a set and hold them as bytes."
+    memory = torch.empty(len(images), 3, *[int(images.size/.875)]*2, dtype=torch.uint8)
+    def load(i):
+        memory[i] = images.pixels(i)
+        bar.update()
+    list(pool.map(load, range(len(images))))
+    images.memory = memory
+
+# %% ../../nbs/training/02_images.ipynb #6f461d49
+def hold(
+    datasets: Sequence[Images],
+    limit: int = 512 * 2**20, # bytes
+) -> None:
+    "Decode all images once and hold them, if together they take less than `limit` bytes."
+    if sum(len(images)*3*int(images.size/.875)**2 for images in datasets) >= limit: return
+    bar = tqdm(desc="read images", total=sum(map(len, datasets)), delay=1, mininterval=.5)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        for d in datasets:
-            memory = torch.empty(len(d), 3, *[int(d.size/.875)]*2, dtype=torch.uint8)
-            def load(i): memory[i] = d.pixels(i); bar.update()
-            list(pool.map(load, range(len(d))))
-            d.memory = memory
+        for images in datasets: _read_into_memory(images, pool, bar)

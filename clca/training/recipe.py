@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['param_groups', 'lr_factor', 'Recipe', 'seed_epoch', 'Order', 'train_loader']
 
-# %% ../../nbs/training/04_recipe.ipynb #49681d14
+# %% ../../nbs/training/04_recipe.ipynb #8290f56c
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
 import lightning as L, numpy as np, torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
@@ -33,7 +34,7 @@ def lr_factor(
     if step < warmup: return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / max(1, total - warmup))))
 
-# %% ../../nbs/training/04_recipe.ipynb #feff8fa8
+# %% ../../nbs/training/04_recipe.ipynb #4ac5457f
 @dataclass(frozen=True)
 class Recipe:
     "How to train: AdamW, warm-up and cosine, cross-entropy."
@@ -52,15 +53,24 @@ class Recipe:
     teacher: str = "" # finished run without reduction, for DynamicViT to learn from; empty: none
 
     def __post_init__(self):
-        ok = dict(epochs=self.epochs >= 1, batch_size=self.batch_size >= 2, lr=0 < self.lr < math.inf, weight_decay=0 <= self.weight_decay < math.inf,
-            warmup_epochs=0 <= self.warmup_epochs <= self.epochs, label_smoothing=0 <= self.label_smoothing < 1,
-            clip_grad=self.clip_grad >= 0, seed=0 <= self.seed < 2**63, precision=self.precision in _precisions, devices=self.devices >= 1, workers=self.workers >= 0)
-        for name in (k for k, v in ok.items() if not v):
-            raise ValueError(f"{name} = {getattr(self, name)!r} is out of range: it must be {_ranges[name]}.")
+        for name, (fits, words) in _RULES.items():
+            value = getattr(self, name)
+            if not fits(self): raise ValueError(f"{name} = {value!r} is out of range: it must be {words}.")
 
-_precisions = ("auto", "32-true", "bf16-mixed", "16-mixed")
-_ranges = dict(epochs="at least 1", batch_size="at least 2", lr="above 0 and finite", weight_decay="0 or more and finite", seed="from 0 to 2**63 - 1", warmup_epochs="from 0 to the number of epochs",
-    label_smoothing="from 0 to below 1", clip_grad="0 (off) or more", precision=f"one of {', '.join(_precisions)}", devices="at least 1", workers="0 or more")
+# %% ../../nbs/training/04_recipe.ipynb #9038d717
+_PRECISIONS = "auto", "32-true", "bf16-mixed", "16-mixed"
+_RULES = dict( # of each value: whether it can work, and what it must be
+    epochs=(lambda r: r.epochs >= 1, "at least 1"),
+    batch_size=(lambda r: r.batch_size >= 2, "at least 2"),
+    lr=(lambda r: 0 < r.lr < math.inf, "above 0 and finite"),
+    weight_decay=(lambda r: 0 <= r.weight_decay < math.inf, "0 or more and finite"),
+    warmup_epochs=(lambda r: 0 <= r.warmup_epochs <= r.epochs, "from 0 to the number of epochs"),
+    label_smoothing=(lambda r: 0 <= r.label_smoothing < 1, "from 0 to below 1"),
+    clip_grad=(lambda r: r.clip_grad >= 0, "0 (off) or more"),
+    seed=(lambda r: 0 <= r.seed < 2**63, "from 0 to 2**63 - 1"),
+    precision=(lambda r: r.precision in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
+    devices=(lambda r: r.devices >= 1, "at least 1"),
+    workers=(lambda r: r.workers >= 0, "0 or more"))
 
 # %% ../../nbs/training/04_recipe.ipynb #6bdf3e5e
 def seed_epoch(
@@ -69,7 +79,17 @@ def seed_epoch(
     "Start all random generators at a point given by these numbers."
     L.seed_everything(int(np.random.SeedSequence(numbers).generate_state(1)[0]), verbose=False)
 
-# %% ../../nbs/training/04_recipe.ipynb #4bc4626a
+# %% ../../nbs/training/04_recipe.ipynb #f8e36ec8
+def _check_batches(dataset: Dataset, recipe: Recipe) -> None:
+    "Raise `ValueError` if a batch cannot be shared by the devices, or there is not one."
+    size, devices = recipe.batch_size, recipe.devices
+    if size % devices:
+        raise ValueError(f"batch_size = {size} cannot be shared by {devices} devices: make it a multiple.")
+    if len(dataset) < size:
+        raise ValueError(f"The training split has {len(dataset)} images, less than one batch of {size}: "
+                         "lower batch_size or add images.")
+
+# %% ../../nbs/training/04_recipe.ipynb #4482be38
 class Order(Sampler):
     "The batches of an epoch for one process; to begin it fixes all that loading will draw."
     def __init__(self,
@@ -79,19 +99,19 @@ class Order(Sampler):
         rank: int = 0, # this process
     ):
         self.dataset, self.recipe, self.epoch, self.rank = dataset, recipe, epoch, rank
-        if recipe.batch_size % recipe.devices:
-            raise ValueError(f"batch_size = {recipe.batch_size} cannot be shared by {recipe.devices} devices: make it a multiple.")
-        if not len(self): raise ValueError(f"The training split has {len(dataset)} images, less than one batch of {recipe.batch_size}: "
-                                           "lower batch_size or add images.")
-    def __len__(self): return len(self.dataset) // self.recipe.batch_size
-    def __iter__(self):
-        r, epoch = self.recipe, self.epoch()
-        seed_epoch(r.seed, epoch, self.rank)
-        if hasattr(self.dataset, "set_epoch"): self.dataset.set_epoch(epoch)
-        order = np.random.default_rng([r.seed, epoch]).permutation(len(self.dataset))[:len(self) * r.batch_size]
-        return iter(order.reshape(len(self), r.devices, -1)[:, self.rank].tolist())
+        _check_batches(dataset, recipe)
 
-# %% ../../nbs/training/04_recipe.ipynb #87a4d16d
+    def __len__(self): return len(self.dataset) // self.recipe.batch_size
+
+    def __iter__(self):
+        seed, epoch = self.recipe.seed, self.epoch()
+        seed_epoch(seed, epoch, self.rank)
+        if hasattr(self.dataset, "set_epoch"): self.dataset.set_epoch(epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.dataset))
+        order = order[:len(self) * self.recipe.batch_size].reshape(len(self), self.recipe.devices, -1)
+        return iter(order[:, self.rank].tolist())
+
+# %% ../../nbs/training/04_recipe.ipynb #514be22a
 def train_loader(
     dataset: Dataset, # of (image, label)
     recipe: Recipe,
@@ -99,4 +119,5 @@ def train_loader(
     rank: int = 0, # this process
 ) -> DataLoader:
     "Full batches in a new order every epoch; ValueError if there is not one."
-    return DataLoader(dataset, batch_sampler=Order(dataset, recipe, epoch, rank), num_workers=recipe.workers, pin_memory=torch.cuda.is_available())
+    order = Order(dataset, recipe, epoch, rank)
+    return DataLoader(dataset, batch_sampler=order, num_workers=recipe.workers, pin_memory=torch.cuda.is_available())

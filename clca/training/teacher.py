@@ -5,26 +5,37 @@
 # %% auto #0
 __all__ = ['check_teacher', 'Teacher']
 
-# %% ../../nbs/training/07_teacher.ipynb #2ca82bec
-import torch
+# %% ../../nbs/training/07_teacher.ipynb #4fb33d1b
 from pathlib import Path
+
+import torch
 from torch import Tensor, nn
-from ..tools.checkpoints import load_checkpoint
+
 from ..reducers.dyvit import distillation_loss
+from ..tools.checkpoints import load_checkpoint
 from ..walk import Output
 
-# %% ../../nbs/training/07_teacher.ipynb #f90ffdc1
+# %% ../../nbs/training/07_teacher.ipynb #d9ecacbd
 def check_teacher(
     teacher: nn.Module, # from `create_model`
     student: nn.Module, # the model that learns
 ) -> None:
     "Raise `ValueError` with what is wrong, if this teacher cannot teach this student."
-    if not student.has_auxiliary_loss: raise ValueError("a teacher is for reducer='dyvit' with keep below 1: leave it out for other methods")
+    if not student.has_auxiliary_loss:
+        raise ValueError("a teacher is for reducer='dyvit' with keep below 1: leave it out for other methods")
     if teacher.reducing: raise ValueError("the teacher reduces tokens: give a run with reducer='none'")
-    for name, of in dict(num_classes=lambda m: m.num_classes, embed_dim=lambda m: m.backbone.embed_dim, grid=lambda m: m.backbone.patch_embed.grid_size).items():
-        if of(teacher) != of(student): raise ValueError(f"{name} is {of(teacher)} in the teacher and {of(student)} in the student: both must be equal")
+    theirs, ours = _shape(teacher), _shape(student)
+    for name, value in theirs.items():
+        if value != ours[name]:
+            raise ValueError(f"{name} is {value} in the teacher and {ours[name]} in the student: both must be equal")
 
-# %% ../../nbs/training/07_teacher.ipynb #718c29f9
+# %% ../../nbs/training/07_teacher.ipynb #b4b49149
+def _shape(model: nn.Module) -> dict:
+    "What teacher and student must have in common."
+    backbone = model.backbone
+    return dict(num_classes=model.num_classes, embed_dim=backbone.embed_dim, grid=backbone.patch_embed.grid_size)
+
+# %% ../../nbs/training/07_teacher.ipynb #c6a5b32e
 class Teacher(nn.Module):
     "A frozen model and the loss that draws a DynamicViT to it."
     def __init__(self,
@@ -35,7 +46,9 @@ class Teacher(nn.Module):
         self.model = load_checkpoint(path).requires_grad_(False)
         check_teacher(self.model, student)
         self.skip = student.backbone.num_prefix_tokens - student.lo # candidates before the patches
+
     def train(self, mode: bool = True) -> nn.Module: return super().train(False) # never in training
+
     def forward(self,
         images: Tensor, # [B, 3, H, W]
         out: Output, # of the student, in training, for the same images
@@ -43,5 +56,6 @@ class Teacher(nn.Module):
         "0.5 KL of the logits + 0.5 squared error of the patches' tokens that the last stage keeps."
         with torch.no_grad(): own = self.model(images, full=True)
         start, n = self.model.backbone.num_prefix_tokens, self.model.backbone.patch_embed.num_patches
+        patches = slice(start, start + n)
         kept = out.decisions[-1].decision[:, self.skip:self.skip + n]
-        return distillation_loss(out.logits, out.tokens[:, start:start + n], own.logits, own.tokens[:, start:start + n], kept)
+        return distillation_loss(out.logits, out.tokens[:, patches], own.logits, own.tokens[:, patches], kept)

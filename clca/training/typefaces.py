@@ -5,101 +5,110 @@
 # %% auto #0
 __all__ = ['TYPEFACES', 'SPLITS', 'GENERATOR', 'font', 'split_of', 'word', 'render', 'picture', 'typefaces']
 
-# %% ../../nbs/training/01_typefaces.ipynb #1fb066f0
+# %% ../../nbs/training/01_typefaces.ipynb #95aab826
 import os, shutil, string, tempfile
 from pathlib import Path
 from zlib import crc32
+
 import matplotlib, numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
+
 from .paths import data_dir
 
-# %% ../../nbs/training/01_typefaces.ipynb #6bd63053
-TYPEFACES = '''DejaVuSans DejaVuSans-Oblique DejaVuSans-Bold DejaVuSans-BoldOblique
+# %% ../../nbs/training/01_typefaces.ipynb #1e2582a1
+TYPEFACES = """DejaVuSans DejaVuSans-Oblique DejaVuSans-Bold DejaVuSans-BoldOblique
 DejaVuSansMono DejaVuSansMono-Oblique DejaVuSansMono-Bold DejaVuSansMono-BoldOblique
 DejaVuSerif DejaVuSerif-Italic DejaVuSerif-Bold DejaVuSerif-BoldItalic
-STIXGeneral STIXGeneralItalic STIXGeneralBol STIXGeneralBolIta cmr10 cmb10 cmti10 cmmi10 cmss10 cmtt10'''.split()
-SPLITS = 'train', 'val', 'test'
+STIXGeneral STIXGeneralItalic STIXGeneralBol STIXGeneralBolIta cmr10 cmb10 cmti10 cmmi10 cmss10 cmtt10""".split()
+SPLITS = "train", "val", "test"
 
 def font(
-    name: str, # One of `TYPEFACES`
-    size: float, # Pixels per em
+    name: str, # one of `TYPEFACES`
+    size: float, # pixels per em
 ) -> ImageFont.FreeTypeFont:
     "A typeface from matplotlib's fonts, with the plain layout that every build of Pillow has."
-    path = Path(matplotlib.get_data_path())/'fonts/ttf'/f'{name}.ttf'
+    path = Path(matplotlib.get_data_path())/"fonts/ttf"/f"{name}.ttf"
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
-# %% ../../nbs/training/01_typefaces.ipynb #9acf62d6
-def split_of(text: str) -> str: # 'train', 'val' or 'test'
+# %% ../../nbs/training/01_typefaces.ipynb #630a20c7
+def split_of(text: str) -> str: # "train", "val" or "test"
     "The only split in which `text` may occur."
     return SPLITS[crc32(text.encode()) % 3]
 
 def word(
-    split: str, # 'train', 'val' or 'test'
+    split: str, # "train", "val" or "test"
     rng: np.random.Generator,
 ) -> str:
     "Four to six random letters and digits, drawn until the word belongs to `split`."
     alphabet = list(string.ascii_letters + string.digits)
     while True:
-        text = ''.join(rng.choice(alphabet, rng.integers(4, 7)))
+        text = "".join(rng.choice(alphabet, rng.integers(4, 7)))
         if split_of(text) == split: return text
 
-# %% ../../nbs/training/01_typefaces.ipynb #22eed693
-GENERATOR = 2 # part of the folder's name: counted up when `render` changes, so that pictures of another kind are never taken for these
+# %% ../../nbs/training/01_typefaces.ipynb #876dfa7e
+GENERATOR = 2 # in the folder's name: counted up when `render` changes, so that no other pictures are taken for these
 
 def render(
-    text: str, # One line or more
-    name: str, # One of `TYPEFACES`
-    size: int, # Side of the square picture in pixels
+    text: str, # one line or more
+    name: str, # one of `TYPEFACES`
+    size: int, # side of the square picture in pixels
     rng: np.random.Generator,
 ) -> Image.Image: # 8-bit greyscale
-    "Text in grey on lighter paper: shades, size, place, angle, blur and noise are random. Long words run over the edge."
+    "Text in grey on lighter paper: shades, size, place, angle, blur and noise are random, long words are cut."
     ink, paper = round(rng.uniform(0, 50)), round(rng.uniform(215, 255))
-    em, (x, y) = size*rng.uniform(.31, .34), size*(.5 + rng.uniform(-.04, .04, 2))
-    picture = Image.new('L', (size, size), paper)
-    ImageDraw.Draw(picture).text((x, y), text, fill=ink, font=font(name, em), anchor='mm', align='center')
-    picture = picture.rotate(rng.uniform(-3, 3), Image.Resampling.BICUBIC, fillcolor=paper)
-    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, .3)*size/73))
-    noisy = np.asarray(picture) + rng.normal(0, rng.uniform(1, 4), (size, size))
+    em = size*rng.uniform(.31, .34)
+    x, y = size*(.5 + rng.uniform(-.04, .04, 2))
+    image = Image.new("L", (size, size), paper)
+    ImageDraw.Draw(image).text((x, y), text, fill=ink, font=font(name, em), anchor="mm", align="center")
+    image = image.rotate(rng.uniform(-3, 3), Image.Resampling.BICUBIC, fillcolor=paper)
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, .3)*size/73))
+    noisy = np.asarray(image) + rng.normal(0, rng.uniform(1, 4), (size, size))
     return Image.fromarray(noisy.clip(0, 255).round().astype(np.uint8))
 
-# %% ../../nbs/training/01_typefaces.ipynb #14337434
+# %% ../../nbs/training/01_typefaces.ipynb #38c9908f
 def picture(
-    size: int, # Side in pixels
-    seed: int, # Seed of the whole data set
-    split: str, # 'train', 'val' or 'test'
-    label: int, # Index into `TYPEFACES`
-    k: int, # Number of the picture within class and split
+    size: int, # side in pixels
+    seed: int, # seed of the whole data set
+    split: str, # "train", "val" or "test"
+    label: int, # index into `TYPEFACES`
+    k: int, # number of the picture within class and split
 ) -> Image.Image:
     "Picture `k` of a class, two words: it depends on the arguments alone, not on what was drawn before."
     rng = np.random.default_rng([seed, SPLITS.index(split), label, k])
-    return render(f'{word(split, rng)}\n{word(split, rng)}', TYPEFACES[label], size, rng)
+    return render(f"{word(split, rng)}\n{word(split, rng)}", TYPEFACES[label], size, rng)
 
-# %% ../../nbs/training/01_typefaces.ipynb #d36a6885
-def _write(folder: Path, side: int, n: int, seed: int):
+# %% ../../nbs/training/01_typefaces.ipynb #44b12efc
+def _write(folder: Path, side: int, n: int, seed: int) -> None:
     "Fill `folder` with the pictures of all splits, behind a progress bar."
-    todo = [(split, label, k) for split in SPLITS for label in range(len(TYPEFACES)) for k in range(n if split == 'train' else min(n, 50))]
-    for split, label, k in tqdm(todo, desc='typefaces', unit='image', delay=1, mininterval=.5):
-        target = folder/split/TYPEFACES[label]/f'{k:04}.png'
+    count = {split: n if split == "train" else min(n, 50) for split in SPLITS}
+    todo = [(split, label, k) for split in SPLITS for label in range(len(TYPEFACES)) for k in range(count[split])]
+    for split, label, k in tqdm(todo, desc="typefaces", unit="image", delay=1, mininterval=.5):
+        target = folder/split/TYPEFACES[label]/f"{k:04}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         picture(side, seed, split, label, k).save(target, compress_level=1)
 
-# %% ../../nbs/training/01_typefaces.ipynb #45068dd1
+# %% ../../nbs/training/01_typefaces.ipynb #b8a04b9c
+def _move(part: Path, folder: Path) -> None:
+    "Give a complete folder its final name, unless another process was first."
+    part.chmod(0o755)
+    try: os.rename(part, folder)
+    except OSError:
+        if not folder.is_dir(): raise
+
+# %% ../../nbs/training/01_typefaces.ipynb #c2b36f51
 def typefaces(
-    image_size: int = 64, # Side of the pictures that the model will see
-    images_per_class: int = 150, # Training pictures of each class; validation and test have 50, or fewer if this is less
+    image_size: int = 64, # side of the pictures that the model will see
+    images_per_class: int = 150, # training pictures of each class; validation and test have as many, at most 50
     seed: int = 0,
-) -> Path: # Folder with train/, val/ and test/, a folder per class in each
-    """The data set, generated on first use into `data/`: complete or not there at all, even if several processes start at once.
-    Pictures are larger than `image_size` by 1/0.875, which is what the crop of training and evaluation leaves of them."""
-    folder = data_dir()/f'typefaces-v{GENERATOR}-{image_size}-{images_per_class}-{seed}'
+) -> Path: # folder with train/, val/ and test/, a folder per class in each
+    """The data set, generated on first use: complete or not there at all, even if several processes start at once.
+    Pictures are larger than `image_size` by 1/0.875, which is what the crop leaves of them."""
+    folder = data_dir()/f"typefaces-v{GENERATOR}-{image_size}-{images_per_class}-{seed}"
     if folder.is_dir(): return folder
-    part = Path(tempfile.mkdtemp(prefix=f'{folder.name}.part-', dir=folder.parent))
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     try:
         _write(part, int(image_size/.875), images_per_class, seed)
-        part.chmod(0o755)
-        try: os.rename(part, folder)
-        except OSError:
-            if not folder.is_dir(): raise
+        _move(part, folder)
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder

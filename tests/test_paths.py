@@ -1,0 +1,65 @@
+"Where things go: into a checkout, where CLCA_ROOT says, or into the user's cache; never where somebody works."
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from clca.training.data import load_data
+from clca.training.paths import data_dir, locate, root
+
+@pytest.fixture
+def guest(tmp_path, monkeypatch):
+    "An installed package: the working directory is no checkout, and nothing says where to go."
+    (work := tmp_path/"work").mkdir()
+    for name in ("CLCA_ROOT", "XDG_CACHE_HOME", "LOCALAPPDATA"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path/"home"))
+    monkeypatch.chdir(work)
+    return work
+
+def test_a_checkout_keeps_its_data(guest, monkeypatch):
+    monkeypatch.chdir(ROOT/"nbs"/"training")
+    assert root() == ROOT and data_dir() == ROOT/"data"
+
+def test_the_variable_wins_everywhere(guest, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"disk"))
+    for place in (guest, ROOT):
+        monkeypatch.chdir(place)
+        assert root() == tmp_path/"disk" and data_dir() == tmp_path/"disk"/"data"
+
+@pytest.mark.parametrize("platform, variable, value, expected", [
+    ("linux", "XDG_CACHE_HOME", None, "home/.cache/clca"),
+    ("linux", "XDG_CACHE_HOME", "caches", "caches/clca"),
+    ("darwin", "XDG_CACHE_HOME", "caches", "home/Library/Caches/clca"),
+    ("win32", "LOCALAPPDATA", "local", "local/clca"),
+    ("win32", "LOCALAPPDATA", None, "home/AppData/Local/clca")])
+def test_a_guest_uses_the_cache_of_the_platform(guest, monkeypatch, tmp_path, platform, variable, value, expected):
+    monkeypatch.setattr(sys, "platform", platform)
+    if value: monkeypatch.setenv(variable, str(tmp_path/value))
+    assert data_dir() == tmp_path/expected and not list(guest.iterdir())
+
+def test_a_relative_cache_is_none(guest, monkeypatch, tmp_path):
+    "Or it would be another folder in every working directory, and in that one."
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert data_dir() == tmp_path/"home"/".cache"/"clca" and not list(guest.iterdir())
+
+def test_a_strange_settings_file_is_nobody_of_ours(guest):
+    for text in ("no section", "[DEFAULT]\nlib_name = other", "\0\xff"):
+        Path("settings.ini").write_text(text, encoding="latin-1")
+        assert root() == guest
+
+def test_data_of_a_guest_leave_the_working_directory_alone(guest, tmp_path):
+    "Neither the generated pictures nor what was learnt about files."
+    data = load_data("typefaces", image_size=16, images_per_class=1)
+    cache = tmp_path/"home"/".cache"/"clca"
+    assert Path(data.train.paths[0]).is_relative_to(cache) and list((cache/"cache").iterdir())
+    assert not list(guest.iterdir())
+
+def test_what_is_given_is_seen_from_the_working_directory_first(guest, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"disk"))
+    (tmp_path/"disk"/"photos").mkdir(parents=True)
+    assert locate("photos") == tmp_path/"disk"/"photos"
+    (guest/"photos").mkdir()
+    assert locate("photos") == guest/"photos" and locate(guest/"photos") == guest/"photos"
+    (tmp_path/"home"/"mine").mkdir(parents=True)
+    assert locate("~/mine") == tmp_path/"home"/"mine" and locate("gone") == tmp_path/"disk"/"gone"

@@ -1,0 +1,103 @@
+"What pip installs works alone: a wheel with the base requirements and nothing else, where nothing can be written."
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, requirements
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+USE = """
+import importlib.util, os, pathlib, sys, torch
+for name in ("pandas", "lightning", "matplotlib", "seaborn", "sklearn", "scipy", "papermill", "nbformat", "IPython"):
+    assert importlib.util.find_spec(name) is None, f"{name} can be imported, so this test shows nothing"
+import clca
+assert "site-packages" in clca.__file__, clca.__file__
+run, out = sys.argv[1:]
+images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+small = dict(image_size=32, patch_size=8, embed_dim=16, num_heads=2, depth=4)
+model = clca.create_model("vit_tiny_patch16_224", 5, at=(1, 2), **small).eval()
+with torch.inference_mode(): logits = model(images)
+assert torch.equal(clca.trace(model, images).logits, logits) and len(clca.trace(model, images).tokens_out) == 4
+assert 0 < clca.macs(model, 32) < 1
+clca.export(model, f"{out}/model.pt2")
+exported = torch.export.load(f"{out}/model.pt2").module()
+assert torch.allclose(exported(images), logits, atol=1e-5)
+assert clca.load_checkpoint(run)(images).shape == (2, 22)
+from clca.training.paths import data_dir
+assert data_dir() == pathlib.Path(os.environ["XDG_CACHE_HOME"])/"clca"
+try: clca.training.load_data
+except ModuleNotFoundError as e: assert "pip install 'clca[train]'" in str(e), e
+else: raise AssertionError("training works without its requirements")
+print("all works")
+"""
+
+def closure(wanted: list[Requirement]) -> set[str]:
+    "These distributions and what they require, as far as it is installed here."
+    seen, todo = set(), list(wanted)
+    while todo:
+        r = todo.pop()
+        if (name := canonicalize_name(r.name)) in seen: continue
+        try: needs = distribution(name).requires or []
+        except PackageNotFoundError: continue
+        seen.add(name)
+        todo += [n for n in map(Requirement, needs) if n.marker is None or n.marker.evaluate({"extra": ""})]
+    return seen
+
+def lend(names: set[str], folder: Path) -> None:
+    "Make installed distributions importable from another folder, without a copy."
+    for name in names:
+        files = distribution(name).files or []
+        for top in {f.parts[0] for f in files if f.parts[0] not in ("..", "__pycache__", "bin")}:
+            source, target = Path(distribution(name).locate_file(top)), folder/top
+            if source.exists() and not target.exists(): target.symlink_to(source)
+
+def pip(command: str, *options) -> None:
+    call = [sys.executable, "-m", "pip", command, "--no-deps", *options]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+def wheel(folder: Path) -> Path:
+    "The wheel of a copy of this checkout, so that nothing is left in it."
+    copy = folder/"checkout"
+    copy.mkdir()
+    for name in "settings.ini setup.py pyproject.toml README.md LICENSE MANIFEST.in constraints.txt".split():
+        shutil.copy(ROOT/name, copy/name)
+    shutil.copytree(ROOT/"clca", copy/"clca", ignore=shutil.ignore_patterns("__pycache__"))
+    pip("wheel", "--no-build-isolation", "-w", folder, copy)
+    return next(folder.glob("clca-*.whl"))
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    "The Python of an environment with the wheel and the base requirements."
+    folder = tmp_path_factory.mktemp("wheel")
+    venv.create(folder/"env", with_pip=False, symlinks=True)
+    python = folder/"env"/"bin"/"python"
+    site = next((folder/"env"/"lib").glob("python*"))/"site-packages"
+    pip("install", "--target", site, wheel(folder))
+    lend(closure(requirements("requirements")), site)
+    return python
+
+def test_a_wheel_with_the_base_requirements_is_enough(installed, tmp_path):
+    work, out = tmp_path/"work", tmp_path/"out"
+    work.mkdir()
+    out.mkdir()
+    work.chmod(0o555)
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CLCA_ROOT", "IN_TEST")}
+    env |= {"HOME": str(tmp_path/"home"), "XDG_CACHE_HOME": str(tmp_path/"cache")}
+    command = [installed, "-c", USE, ROOT/"tests"/"run", out]
+    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "all works", done.stderr[-3000:]
+    assert not list(work.iterdir()), "something was written into the working directory"
+
+def test_the_wheel_holds_the_package_and_nothing_else(installed):
+    site = next((installed.parent.parent/"lib").glob("python*"))/"site-packages"
+    own = {p.name for p in site.iterdir() if not p.is_symlink()}
+    assert {n for n in own if not n.endswith(".dist-info")} == {"clca"}
+    packages = {p.parent.relative_to(ROOT) for p in (ROOT/"clca").rglob("__init__.py")}
+    assert {p.parent.relative_to(site) for p in (site/"clca").rglob("__init__.py")} == packages
