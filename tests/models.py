@@ -2,6 +2,7 @@
 import zlib
 import numpy as np, torch
 from torch import Tensor, nn
+import clca
 from clca.model import create_model
 
 SMALL = dict(image_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=4, at=(1, 2), keep=.5)
@@ -35,8 +36,15 @@ def perturbed(model: nn.Module, sharpness: float = 1.) -> nn.Module: # the same 
 
 def build(reducer: str = "evit", backbone: str = "vit_tiny_patch16_224", num_classes: int = 7, *, sharpness: float = 1., **options) -> nn.Module:
     "A small perturbed model in evaluation; `options` are those of `create_model`."
+    torch.manual_seed(0) # of chance in training, too
     return perturbed(create_model(backbone, num_classes, reducer=reducer, **SMALL | options), sharpness).eval()
 
 def noise(n: int = 2, size: tuple[int, int] = (32, 32), *, channels: int = 3, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
     "Images [n, channels, *size]."
     return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+def _register(name: str):
+    "Stands in for `clca.register_reducer` until there is one."
+    return lambda reducer: clca.reducers.REDUCERS.setdefault(name, reducer)
+
+register_reducer = getattr(clca, "register_reducer", _register)

@@ -9,6 +9,9 @@ from clca.reducers.dyvit import DynamicViT, Predictor, distillation_loss, policy
 from clca.schedule import stages
 from clca.tokens import Weigh
 from clca.training.loop import train
+from models import build
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 def draw(*shape): return torch.randn(*shape, generator=torch.manual_seed(3), dtype=torch.float64)
 
@@ -110,12 +113,8 @@ def by_hand(w, x, at, keep, reference, heads=2, eps=1e-6):
 @pytest.mark.parametrize("reference", [True, False])
 def test_training_forward(reference):
     "All of it: policy from the first block on, decisions and their composition, what the cache gives back, pooling, loss."
-    torch.manual_seed(0)
     at, keep = (1, 3), .5
-    model = create_model("deit_tiny_patch16_224", 4, reducer="dyvit", keep=keep, at=at, head="linear", reference=reference, image_size=16, patch_size=4,
-                         embed_dim=24, num_heads=2, depth=7).double().train()
-    for n, p in model.named_parameters():
-        if p.dim() > 1: torch.nn.init.normal_(p, std=.5 if "token" in n or "pos" in n or "clr" in n else p[0].numel() ** -.5)
+    model = build("dyvit", at=at, keep=keep, head="linear", reference=reference, image_size=16, patch_size=4, embed_dim=24, depth=7).double().train()
     x, w = draw(3, 3, 16, 16), {n: p.detach() for n, p in to_reference_state(model).items()}
     torch.manual_seed(5); out = model(x, full=True)
     torch.manual_seed(5); logits, decisions = by_hand(w, x, at, keep, reference)

@@ -12,7 +12,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGE = noise(1, dtype=torch.float64)
 ALL = VARIANTS | dict(ifa=dict(head="ifa"))
 BACKBONES = dict(deit="deit_tiny_patch16_224", reg4="vit_small_patch14_reg4_dinov2") # the second has registers and LayerScale
-REDUCED = [n for n in names() if n != "none"]
 BEFORE = ("dyvit", "dpcknn", "sit", "patchmerger")
 
 def near(a, b): return torch.allclose(a, b, rtol=0, atol=1e-10)
@@ -69,7 +68,8 @@ def test_dpcknn_leaves_clusters_of_one_token_alone():
 VIT, NO_CLS = "vit_tiny_patch16_224", dict(class_token=False, no_embed_class=True)
 MAKES = dict( # backbone, options
     vit=(VIT, {}), registers=("vit_small_patch14_reg4_dinov2", dict(head="linear")), layerscale=("deit3_small_patch16_224", {}),
-    norms=(VIT, dict(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True)), no_bias=(VIT, dict(proj_bias=False, qkv_bias=False)), gate=(VIT, {}),
+    registers_average=("vit_small_patch14_reg4_dinov2", dict(global_pool="avg", head="linear")),
+    norms=(VIT, dict(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True)), no_bias=(VIT, dict(proj_bias=False, qkv_bias=False)), gate=(VIT, dict(scale_attn_norm=True)),
     average=(VIT, dict(global_pool="avg", head="linear")), no_cls=(VIT, NO_CLS | dict(global_pool="avg", head="linear")),
     no_cls_cla=(VIT, NO_CLS | dict(global_pool="avg")), map=(VIT, NO_CLS | dict(global_pool="map", head="linear")),
     distilled=("deit_tiny_distilled_patch16_224", dict(head="linear")), rope=("vit_small_patch16_dinov3", {}),
@@ -78,7 +78,7 @@ MAKES = dict( # backbone, options
 WITHOUT_CLS = [m for m, (_, options) in MAKES.items() if NO_CLS.items() <= options.items()]
 
 def made(make: str, reducer: str, **options) -> nn.Module:
-    "A small model in double precision; the gate is the one of timm's `Attention(gated=True)`, which no registered name asks for."
+    "A small model in double precision; the gate is that of timm's `Attention(gated=True)`, which no registered name asks for."
     backbone, own = MAKES[make]
     model = build(reducer, backbone, **own | options)
     if make == "gate":
@@ -92,7 +92,7 @@ def run(model: nn.Module, reducer: str, at: tuple[int, ...] = (1, 2), **cached):
     plainly, attended = unfused.forward(model, IMAGE, decided, at=at, before=reducer in BEFORE, merging=reducer == "tome", **cached)
     return logits, plainly, attended, decided
 
-@pytest.mark.parametrize("reducer", REDUCED)
+@pytest.mark.parametrize("reducer", names())
 @pytest.mark.parametrize("make", MAKES)
 def test_unfused(make, reducer):
     "Backbones of every make, by timm's own modules; the decisions are those of the model."
