@@ -31,20 +31,22 @@ def test_the_dropped_token_that_was_largest():
     assert a[0, 0, 0].tolist() == [1, 0] and a.isfinite().all()
 
 def test_predictor():
-    p, x, prev = Predictor(8).double(), draw(2, 6, 8), torch.tensor([[1., 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1]], dtype=torch.float64)
+    "Some, all, one or none of the tokens are alive."
+    prev = torch.tensor([[1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    p, x = Predictor(8).double(), draw(4, 6, 8)
     for q in p.parameters(): torch.nn.init.normal_(q, std=.5)
     w = {n: q.detach().numpy() for n, q in p.named_parameters()}
     gelu = lambda z: z * .5 * (1 + np.vectorize(math.erf)(z / 2 ** .5))
-    for b in range(2):
+    for b in range(4):
         z = x[b].numpy()
         z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-5) * w["in_conv.0.weight"] + w["in_conv.0.bias"]
         h = gelu(z @ w["in_conv.1.weight"].T + w["in_conv.1.bias"])
-        everyone = sum(prev[b, n].item() * h[n, 4:] for n in range(6)) / prev[b].sum().item() + 1e-6
+        everyone = sum(prev[b, n].item() * h[n, 4:] for n in range(6)) / max(prev[b].sum().item(), 1) + 1e-6
         y = np.stack([np.concatenate([h[n, :4], everyone]) for n in range(6)])
         for i in (0, 2, 4):
             y = y @ w[f"out_conv.{i}.weight"].T + w[f"out_conv.{i}.bias"]
             if i < 4: y = gelu(y)
-        assert np.allclose(p(x, prev)[b].detach().numpy(), y - np.log(np.exp(y).sum(1, keepdims=True)), atol=1e-6)
+        assert np.allclose(p(x, prev)[b].detach().numpy(), y - np.log(np.exp(y).sum(1, keepdims=True)), rtol=0, atol=1e-12)
 
 def test_decisions_are_hard_with_a_soft_gradient():
     "Gumbel noise is minus the logarithm of an exponential; with two choices the softmax is a sigmoid of the difference."

@@ -3,6 +3,7 @@ import copy, pickle
 import pytest, timm, torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from timm.layers import DropPath
 from torch.nn.parallel import DistributedDataParallel
 import clca
 from clca.tools.cost import macs
@@ -34,6 +35,24 @@ def test_gradient_checkpointing(reducer, name):
     again = gradients(model, noise())
     assert all(torch.allclose(plain[n], again[n], atol=1e-6, rtol=1e-4) for n in plain)
     assert any(not torch.allclose(plain[n], g, atol=1e-6, rtol=1e-4) for n, g in gradients(model, noise(), seed=3).items()), "chance has a part in it"
+
+DROPS = dict(stochastic_depth=("drop_path1", "drop_path2"), projection=("attn.proj_drop", "drop_path2"), attention=("attn.attn_drop", "drop_path2"))
+
+@pytest.mark.parametrize("reducer,drops", [(r, d) for r in NAMES for d in DROPS if (r, d) != ("dyvit", "attention")]) # the policy has no attention dropout
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@torch.no_grad()
+def test_dropout(name, reducer, drops):
+    "What certainly drops the update of each half of every block leaves CLS as it was, in training; and nothing is dropped in evaluation."
+    model, x = build(reducer, name), noise()
+    logits, cls = model(x), model.backbone.cls_token[0, 0] + (0 if model.backbone.pos_embed is None else model.backbone.pos_embed[0, 0])
+    for block in model.backbone.blocks:
+        for part in DROPS[drops]:
+            owner, _, attribute = part.rpartition(".")
+            setattr(block.get_submodule(owner), attribute, DropPath(1.) if "path" in attribute else torch.nn.Dropout(1.))
+    assert torch.equal(model.eval()(x), logits)
+    for block in model.backbone.blocks:
+        if drops == "attention": torch.nn.init.zeros_(block.attn.proj.bias)
+    assert torch.allclose(model.train()(x, full=True).tokens[:, 0], cls.expand(2, -1))
 
 @each
 @torch.no_grad()
@@ -82,6 +101,21 @@ def test_precision(reducer, name, dtype):
         with torch.autocast("cpu", dtype): assert model.eval()(x).isfinite().all()
         out = model.to(dtype)(x.to(dtype))
         assert out.dtype == dtype and out.isfinite().all()
+
+def test_no_weight_decay():
+    "What is a token or is added to one: of timm's own, and of the cache."
+    own = {"cls_token", "pos_embed"}
+    assert {n for n in build().no_weight_decay() if n in dict(build().named_parameters())} == {f"backbone.{n}" for n in own} | {"cache.clr", "cache.pos"}
+
+@pytest.mark.parametrize("head", ["cla", "ifa", "cla_last", "linear"])
+def test_reset_classifier(head):
+    "Only the last layer is new."
+    model = build(head=head)
+    before = model.state_dict()
+    model.reset_classifier(5)
+    new = {n for n, t in model.state_dict().items() if n not in before or not torch.equal(t, before[n])}
+    last = "backbone.head" if head == "linear" else "head.classifier"
+    assert new == {f"{last}.weight", f"{last}.bias"} and model(noise()).shape == (2, 5)
 
 @pytest.mark.parametrize("patch,size", [(8, (32, 32)), (14, (56, 28)), (16, (32, 64)), (32, (64, 128))])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])

@@ -197,10 +197,20 @@ def test_without_cls(reducer, pool, head):
     model.train()(x).square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
-def test_ats_counts_differ_in_a_batch():
-    "The test above has padding to trip over."
-    counts = (trace(build("ats", keep=.5), images(3)).kept[0] >= 0).sum(1).tolist()
+@pytest.mark.parametrize("score", ["cls", "mean", "update"])
+def test_ats_keeps_other_numbers_for_other_images(score):
+    "In a batch there is padding, which changes nothing for anyone."
+    model, x = build("ats", keep=.9, score=score), images(3)
+    counts = (trace(model, x).kept[0] >= 0).sum(1).tolist()
     assert len(set(counts)) > 1
+    with torch.no_grad(): assert torch.allclose(model(x), torch.cat([model(i[None]) for i in x]), atol=1e-8)
+
+@pytest.mark.parametrize("reducer", names())
+def test_cla_last_reads_the_end(reducer):
+    model = build(reducer, head="cla_last")
+    with torch.no_grad():
+        out = model(images(2), full=True)
+        assert torch.allclose(model.head(out.tokens[:, :1].transpose(1, 2)), out.logits, atol=1e-10)
 
 def test_padding_holds_no_patch():
     "What fills up an image with few tokens repeats one of them, and has no share of its patch."

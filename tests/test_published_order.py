@@ -71,7 +71,7 @@ MAKES = dict( # backbone, options
     registers_average=("vit_small_patch14_reg4_dinov2", dict(global_pool="avg", head="linear")),
     norms=(VIT, dict(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True)), no_bias=(VIT, dict(proj_bias=False, qkv_bias=False)), gate=(VIT, dict(scale_attn_norm=True)),
     average=(VIT, dict(global_pool="avg", head="linear")), no_cls=(VIT, NO_CLS | dict(global_pool="avg", head="linear")),
-    no_cls_cla=(VIT, NO_CLS | dict(global_pool="avg")), map=(VIT, NO_CLS | dict(global_pool="map", head="linear")),
+    no_cls_cla=(VIT, NO_CLS | dict(global_pool="avg", reg_tokens=4)), map=(VIT, NO_CLS | dict(global_pool="map", head="linear")),
     distilled=("deit_tiny_distilled_patch16_224", dict(head="linear")), rope=("vit_small_patch16_dinov3", {}),
     eva=("eva02_tiny_patch14_224", dict(head="linear")))
 
@@ -96,8 +96,8 @@ def run(model: nn.Module, reducer: str, at: tuple[int, ...] = (1, 2), **cached):
 @pytest.mark.parametrize("make", MAKES)
 def test_unfused(make, reducer):
     "Backbones of every make, by timm's own modules; the decisions are those of the model."
-    for cached in ({}, dict(protect=True, num_clr=2), dict(at=(0, 2), recover_last=False, gap=False), dict(cache=False)):
-        logits, plainly, *_ = run(made(make, reducer, **cached), reducer, **{n: v for n, v in cached.items() if n not in ("num_clr", "gap", "cache")})
+    for cached in ({}, dict(protect=True, num_clr=2), dict(at=(0, 2, 4), depth=6, recover_last=False, gap=False), dict(cache=False)):
+        logits, plainly, *_ = run(made(make, reducer, **cached), reducer, **{n: v for n, v in cached.items() if n not in ("num_clr", "gap", "cache", "depth")})
         assert near(logits, plainly), (cached, (logits - plainly).abs().max())
 
 def test_tome_whose_first_stage_merges_nothing():
@@ -122,6 +122,12 @@ def test_what_a_reducer_sees(make, reducer):
         logits = view.p.q @ view.p.k.transpose(2, 3) * model.backbone.blocks[i].attn.scale
         assert near((logits + size.log()[:, None, None]).softmax(-1), attended[i].weight)
         assert near((attended[i].weight @ view.p.v).transpose(1, 2).flatten(2), attended[i].heads)
+
+@torch.no_grad()
+def test_the_score_that_is_not_named():
+    "What CLS attends to, or in models without CLS what the mean query attends to."
+    for make, score in (("vit", "cls"), ("no_cls", "mean")):
+        assert torch.equal(made(make, "evit")(IMAGE), made(make, "evit", score=score)(IMAGE))
 
 def sampled(score: torch.Tensor, k: int) -> list[int]: # [n]
     "ATS: the tokens nearest to a grid on the cumulative score."
