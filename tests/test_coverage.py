@@ -33,13 +33,13 @@ def tiny(name: str, **options): # a function that builds the model with reducers
     meta = on_meta(name)
     ratio, kv = meta.patch_embed.feat_ratio(as_scalar=False), any(getattr(b.attn, "num_kv_groups", 1) > 1 for b in meta.blocks)
     size = tuple(r * n for r, n in zip(ratio, (4, 5)))
-    if "sapiens2" in name: options["num_kv_heads"] = (2, 1, 1, 2)
+    if "sapiens2" in name: options |= dict(num_heads=4, num_kv_heads=(4, 2, 2, 4))
     for dims in (dict(embed_dim=64, num_heads=2), dict(embed_dim=96, num_heads=2), {}):
-        try: vit = timm.create_model(name, num_classes=5, img_size=size, depth=4, **dims, **options)
+        try: vit = timm.create_model(name, num_classes=5, img_size=size, depth=4, **dims | options)
         except (TypeError, AssertionError, ValueError): continue
         assert not kv or any(b.attn.num_kv_groups > 1 for b in vit.blocks)
         vit = perturbed(vit).eval()
-        return partial(reducing, vit, name, 5, image_size=size, at=(1, 2), depth=4, **dims, **options), vit, noise(2, size)
+        return partial(reducing, vit, name, 5, image_size=size, at=(1, 2), depth=4, **dims | options), vit, noise(2, size)
 
 def reducing(vit: nn.Module, *args, **options) -> nn.Module:
     "The same weights with reducers, and everything else perturbed as well."

@@ -115,7 +115,7 @@ def test_reset_classifier(head):
     model.reset_classifier(5)
     new = {n for n, t in model.state_dict().items() if n not in before or not torch.equal(t, before[n])}
     last = "backbone.head" if head == "linear" else "head.classifier"
-    assert new == {f"{last}.weight", f"{last}.bias"} and model(noise()).shape == (2, 5)
+    assert new == {f"{last}.weight", f"{last}.bias"} and model(noise()).shape == (2, model.num_classes) == (2, 5)
 
 @pytest.mark.parametrize("patch,size", [(8, (32, 32)), (14, (56, 28)), (16, (32, 64)), (32, (64, 128))])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
@@ -186,7 +186,7 @@ def test_a_look_leaves_every_mode_as_it_was():
     trace(model, torch.zeros(1, 3, 32, 32)); restore(model, torch.zeros(1, 3, 32, 32)); macs(model, 32)
     assert [m.training for m in model.modules()] == before
 
-@pytest.mark.parametrize("kw, says", [(dict(num_clr=-1), "num_clr=-1 must be 0 or more"), (dict(num_classes=-1), "num_classes=-1 must be"),
+@pytest.mark.parametrize("kw, says", [(dict(num_clr=-1), "num_clr=-1 must be 0 or more"), (dict(num_classes=-1), "num_classes=-1 must be"), (dict(num_clr=0, gap=False), "caches nothing"),
     (dict(backbone="eva02_tiny_patch14_224", patch_drop_rate=.25), "patch dropout"), (dict(backbone="resnet50", image_size=32), "not a flat ViT"),
     (dict(backbone="vit_tinny_patch16_224"), "did you mean 'vit_tiny_patch16_224'"), (dict(head="CLA"), "did you mean 'cla'")])
 def test_what_cannot_be_built(kw, says):

@@ -71,19 +71,23 @@ MAKES = dict( # backbone, options
     registers_average=("vit_small_patch14_reg4_dinov2", dict(global_pool="avg", head="linear")),
     norms=(VIT, dict(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True)), no_bias=(VIT, dict(proj_bias=False, qkv_bias=False)), gate=(VIT, dict(scale_attn_norm=True)),
     average=(VIT, dict(global_pool="avg", head="linear")), no_cls=(VIT, NO_CLS | dict(global_pool="avg", head="linear")),
-    no_cls_cla=(VIT, NO_CLS | dict(global_pool="avg", reg_tokens=4)), map=(VIT, NO_CLS | dict(global_pool="map", head="linear")),
+    no_cls_cla=(VIT, NO_CLS | dict(global_pool="avg", reg_tokens=4)), map=(VIT, dict(global_pool="map", reg_tokens=4, head="linear")),
+    no_cls_map=(VIT, NO_CLS | dict(global_pool="map", head="linear")),
+    average_of_all=(VIT, dict(global_pool="avg", reg_tokens=4, pool_include_prefix=True, head="linear")),
     distilled=("deit_tiny_distilled_patch16_224", dict(head="linear")), rope=("vit_small_patch16_dinov3", {}),
-    eva=("eva02_tiny_patch14_224", dict(head="linear")))
+    eva=("eva02_tiny_patch14_224", dict(head="linear")), eva_bias_apart=("eva02_tiny_patch14_224", dict(head="linear")))
 
 WITHOUT_CLS = [m for m, (_, options) in MAKES.items() if NO_CLS.items() <= options.items()]
 
 def made(make: str, reducer: str, **options) -> nn.Module:
-    "A small model in double precision; the gate is that of timm's `Attention(gated=True)`, which no registered name asks for."
+    "A small model in double precision; a gate and a separate bias are what timm's attention can have, and no registered name asks for."
     backbone, own = MAKES[make]
     model = build(reducer, backbone, **own | options)
     if make == "gate":
         for block in model.backbone.blocks: block.attn.gate = nn.Linear(model.backbone.embed_dim, block.attn.attn_dim)
         perturbed(model)
+    if make == "eva_bias_apart":
+        for block in model.backbone.blocks: block.attn.qkv_bias_separate = True
     return model.double()
 
 def run(model: nn.Module, reducer: str, at: tuple[int, ...] = (1, 2), **cached):

@@ -109,8 +109,9 @@ def classify(model: nn.Module, t: Tokens) -> Tensor: # [1, C]
     vit = model.backbone
     if vit.global_pool == "token": return vit.forward_head(vit.norm(t.x))
     t = t._replace(x=vit.norm(t.x))
-    if vit.global_pool == "avg": return vit.head(vit.fc_norm(t.mean(vit.num_prefix_tokens)))
-    return vit.head(vit.fc_norm(vit.attn_pool(t.x, attn_mask=t.size.log()[:, None, None])))
+    start = 0 if getattr(vit, "pool_include_prefix", False) else vit.num_prefix_tokens
+    if vit.global_pool == "avg": return vit.head(vit.fc_norm(t.mean(start)))
+    return vit.head(vit.fc_norm(vit.attn_pool(t.x[:, start:], attn_mask=t.size[:, start:].log()[:, None, None])))
 
 @torch.no_grad()
 def forward(model: nn.Module, image: Tensor, decided: dict, *, at: Sequence[int], before: bool = False, merging: bool = False,
