@@ -56,7 +56,9 @@ def embed(w: dict, images: Tensor, eps: float) -> Tensor: # [B, N, D] CLS, regis
 
 class Run:
     "One forward under way: the sequence, and all that travels with it. A plain ViT has stages at 3, 6 and 9 whatever `at` says (Q17)."
-    def __init__(self, w: dict, images: Tensor, reducer: str, variant: str, keep: float | list[float], at: list[int], eps: float, heads: int):
+    def __init__(self, w: dict, images: Tensor, reducer: str, variant: str, keep: float | list[float], at: list[int], eps: float, heads: int,
+                 living: bool):
+        self.living = living # what the cache gave back counts among the living
         self.w, self.reducer, self.variant, self.keep, self.eps, self.heads = w, reducer, VARIANTS[variant], keep, eps, heads
         self.at, self.depth = [3, 6, 9] if reducer == "none" else list(at), sum(n.endswith("attn.qkv.weight") for n in w)
         self.x = embed(w, images, eps)
@@ -170,7 +172,7 @@ def cache_step(r: Run, i: int) -> None:
     if i in recovery:
         back = torch.cat(r.cache, 1)
         r.cache, r.pool_end, r.recovered, ones = [], r.x.shape[1], r.recovered + back.shape[1], torch.ones_like(back[..., 0])
-        r.x, r.valid, r.alive = (torch.cat(t, 1) for t in ((r.x, back), (r.valid, ones > 0), (r.alive, 0 * ones[..., None])))
+        r.x, r.valid, r.alive = (torch.cat(t, 1) for t in ((r.x, back), (r.valid, ones > 0), (r.alive, r.living * ones[..., None])))
         if r.reducer == "tome": r.size = torch.cat([r.size, ones], 1)
     if i < recovery[-1]: r.cache += [r.x[:, 1:r.pool_end].mean(1, keepdim=True)] * r.variant.gap + [r.x[:, -c:]] * (c > 0)
 
@@ -185,8 +187,9 @@ def head(r: Run, taps: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def forward(w: dict[str, Tensor], images: Tensor, reducer: str, variant: str, keep: float | list[float], at: list[int],
-            eps: float = 1e-6, heads: int = 3) -> tuple[Tensor, list[int], list[int]]: # logits, tokens entering and leaving every block
-    r, tokens_in, tokens_out, taps = Run(w, images, reducer, variant, keep, at, eps, heads), [], [], []
+            eps: float = 1e-6, heads: int = 3, *, living: bool = False) -> tuple[Tensor, list[int], list[int]]:
+    "Logits, tokens entering and leaving every block. `living` repairs Q12 and Q13 of DynamicViT: what the cache gives back is not counted as dropped."
+    r, tokens_in, tokens_out, taps = Run(w, images, reducer, variant, keep, at, eps, heads, living), [], [], []
     for i in range(r.depth):
         tokens_in.append(block(r, i, r.at.index(i) if i in r.at else None))
         tokens_out.append(r.x.shape[1])

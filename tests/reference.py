@@ -1,10 +1,11 @@
-"The published models on tiny fixed weights: their cases, and how to make the weights (data: golden/README.md)."
-import json, zlib
+"The published models on the fixed weights of models.py: their cases, and how to build them."
+import json
 from functools import cache
 from pathlib import Path
 import numpy as np, torch
 from clca.tools.checkpoints import load_reference_state
 from clca.model import create_model
+from models import fill
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = dict(image_size=32, patch_size=4, embed_dim=48, num_heads=3)
@@ -23,15 +24,6 @@ def shapes(case: dict) -> dict[str, list[int]]:
     change = _shapes()["cases"].get(key) or _shapes()["cases"][f"{key}/{case['keep']}"]
     plain = {k: v for k, v in _shapes()["vit"][case["flavour"]].items() if k not in change["removed"]}
     return plain | change["changed_or_added"]
-
-def fill(name: str, shape: list[int]) -> torch.Tensor:
-    if name.endswith("num_batches_tracked"): return torch.tensor(0)
-    a = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    last = name.split(".")[-1]
-    rule = {"running_var": lambda: 1 + .2 * abs(a), "running_mean": lambda: .2 * a, "queries": lambda: .3 * a, "gamma": lambda: .6 + .2 * a,
-            "scale": lambda: 1 + .2 * a, "bias": lambda: .1 * a} | {n: lambda: .5 * a for n in ("cls_token", "reg_token", "pos_embed", "clr")}
-    if last in rule: return torch.from_numpy(np.asarray(rule[last]()))
-    return torch.from_numpy(1 + .2 * a if len(shape) == 1 else a / np.sqrt(np.prod(shape[1:])))
 
 def images(dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(20241231).standard_normal((3, 3, 32, 32))).to(dtype)

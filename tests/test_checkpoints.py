@@ -1,11 +1,11 @@
 "What is no published checkpoint is refused in a sentence, and runs no code."
 import argparse, os
 import pytest, torch
-from test_compile import tiny
 from clca.tools.checkpoints import load_checkpoint, read_published, to_reference_state
+from models import build
 
 ARGS = dict(model="evit_deit_tiny_patch16_224", keep_rate=[.5], reduction_loc=[1, 2], ifa_head=True, clc=True)
-STATE = {n: t.float() for n, t in to_reference_state(tiny(depth=12)).items()}
+STATE = {n: t.float() for n, t in to_reference_state(build(depth=12, embed_dim=24, num_heads=3)).items()}
 less = lambda name, **kw: {n: t for n, t in STATE.items() if n != name} | kw
 
 CASES = dict(

@@ -1,16 +1,21 @@
 "Every flat ViT of timm: bit-equal to timm when nothing is reduced, and reducible; or refused by name."
-import copy, math
+import math
+from functools import partial
 import pandas as pd, pytest, timm, torch
+from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from clca.lab.coverage import coverage, coverage_file, kinds, on_meta
-from clca.model import TokenReducedViT, create_model
+from clca.model import create_model
 from clca.reducers import names
 from clca.reducers.base import Reducer
 from clca.tokens import Merge, Select
 from clca.walk import walk
+from models import noise, perturbed, register_reducer
 
 TABLE = kinds(pd.read_csv(coverage_file(), keep_default_na=False))
 SUPPORTED, REFUSED = TABLE[TABLE.reason == ""], TABLE[TABLE.reason != ""]
+NAMES = names()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_table_is_what_timm_has():
     now, then = coverage(), pd.read_csv(coverage_file(), keep_default_na=False)
@@ -23,27 +28,26 @@ def test_refused_by_name(name):
     part = next(p for p in (row.attention, row.block, row.family) if p in row.reason)
     with torch.device("meta"), pytest.raises(TypeError, match=part): create_model(name, 7, depth=2)
 
-def randomise(model: nn.Module) -> nn.Module:
-    "Weights at which every part matters: factors from U(.5, 1.5), matrices that keep the size of what they see."
-    torch.manual_seed(0)
-    for n, p in model.named_parameters():
-        with torch.no_grad():
-            if "token" in n or "pos_embed" in n: p.normal_(std=.5)
-            elif p.dim() == 1: p.normal_(std=.1) if n.endswith("bias") else p.uniform_(.5, 1.5)
-            elif p[0].numel(): p.normal_(std=p[0].numel() ** -.5)
-    return model.eval()
-
-def tiny(name: str, **options) -> tuple[nn.Module, torch.Tensor]:
+def tiny(name: str, **options): # a function that builds the model with reducers, the timm model, images
     "A small model of the same make, where its size can be chosen, and images on which it has a grid that is not square."
     meta = on_meta(name)
     ratio, kv = meta.patch_embed.feat_ratio(as_scalar=False), any(getattr(b.attn, "num_kv_groups", 1) > 1 for b in meta.blocks)
     size = tuple(r * n for r, n in zip(ratio, (4, 5)))
-    if "sapiens2" in name: options["num_kv_heads"] = (2, 1, 1, 2)
+    if "sapiens2" in name: options |= dict(num_heads=4, num_kv_heads=(4, 2, 2, 4))
     for dims in (dict(embed_dim=64, num_heads=2), dict(embed_dim=96, num_heads=2), {}):
-        try: model = timm.create_model(name, num_classes=5, img_size=size, depth=4, **dims, **options)
+        try: vit = timm.create_model(name, num_classes=5, img_size=size, depth=4, **dims | options)
         except (TypeError, AssertionError, ValueError): continue
-        assert not kv or any(b.attn.num_kv_groups > 1 for b in model.blocks)
-        return randomise(model), torch.randn(2, 3, *size)
+        assert not kv or any(b.attn.num_kv_groups > 1 for b in vit.blocks)
+        vit = perturbed(vit).eval()
+        return partial(reducing, vit, name, 5, image_size=size, at=(1, 2), depth=4, **dims | options), vit, noise(2, size)
+
+def reducing(vit: nn.Module, *args, **options) -> nn.Module:
+    "The same weights with reducers, and everything else perturbed as well."
+    model, weights = create_model(*args, **options).eval(), vit.state_dict()
+    model.backbone.load_state_dict({n: weights[n] for n in model.backbone.state_dict()}) # but for the classifier, where the head is another
+    for part in (model.stages, model.cache, model.head):
+        if part is not None: perturbed(part)
+    return model
 
 class Shuffle(Reducer):
     "Puts the candidates in another order: nothing that depends on a token's place in the sequence may be left."
@@ -54,46 +58,51 @@ class Shuffle(Reducer):
 
 class MergeShuffle(Shuffle): merge = True
 
+@pytest.fixture(scope="module", autouse=True)
+def shuffles():
+    register_reducer("shuffle")(Shuffle)
+    register_reducer("merge_shuffle")(MergeShuffle)
+
 def near(a, b): return torch.allclose(a, b, rtol=0, atol=1e-5 * max(1, b.abs().max().item()))
 
 @pytest.mark.parametrize("name", SUPPORTED.example)
 def test_reducible(name): check(*tiny(name))
 
-OPTIONS = [dict(global_pool="avg"), dict(global_pool="avg", pool_include_prefix=True), dict(global_pool="map", class_token=False), dict(pos_embed="none"),
-           dict(qk_norm=True, scale_attn_norm=True, qkv_bias=False, proj_bias=False), dict(dynamic_img_size=True)]
+OPTIONS = [dict(global_pool="avg"), dict(global_pool="avg", pool_include_prefix=True), dict(global_pool="map", class_token=False),
+           dict(pos_embed="none"), dict(qk_norm=True, scale_attn_norm=True, qkv_bias=False, proj_bias=False), dict(dynamic_img_size=True)]
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(o))
 def test_options(options): check(*tiny("vit_base_patch14_reg4_dinov2", **options))
 
 @torch.no_grad()
-def check(vit, images):
+def check(make, vit, images):
     "Equal to timm when nothing is reduced or tokens only change places; finite, with the right number of tokens and images for themselves, when reduced."
-    logits = vit(images)
-    plain = TokenReducedViT(copy.deepcopy(vit), 5, keep=1., head="linear", cache=False, at=(1, 2))
-    assert torch.equal(plain.eval()(images), logits)
+    logits, linear = vit(images), partial(make, head="linear", cache=False)
+    plain = linear(keep=1.)
+    assert torch.equal(plain(images), logits)
     assert near(walk(plain, images).logits, logits) and near(walk(plain, images, record=True).logits, logits)
-    for shuffle in (Shuffle, MergeShuffle):
-        plain.stages[0], plain.method = shuffle(vit.embed_dim, plain.stages[0].stage, 20), shuffle
-        assert near(plain(images), logits), shuffle.__name__
+    for shuffle in ("shuffle", "merge_shuffle"): assert near(linear(reducer=shuffle, keep=.5)(images), logits), shuffle
     small = sum(p.numel() for p in vit.parameters()) < 1e6
-    for reducer in names() if small else ("evit", "ats"): reduces(vit, images, reducer)
+    for reducer in NAMES if small else ("evit", "ats"): reduces(make, images, reducer)
 
-def reduces(vit, images, reducer):
-    torch.manual_seed(0)
-    model = TokenReducedViT(copy.deepcopy(vit), 5, reducer=reducer, keep=.5, at=(1, 2)).eval()
+def reduces(make, images, reducer):
+    model = make(reducer=reducer, keep=.5)
     assert torch.isfinite(out := model(images)).all() and out.shape == (2, 5)
     t = walk(model, images, record=True)
     assert near(t.logits, out) and near(model(images[1:]), out[1:]), f"{reducer}: an image is seen by its neighbour"
-    if reducer != "ats": assert t.tokens_out == tokens_out(model, reducer)
+    if reducer != "ats": assert t.tokens_out == tokens_out(model.backbone, reducer)
 
 KEPT = dict(none=lambda n, s: n, topk=lambda n, s: math.ceil(n / 2), evit=lambda n, s: math.ceil(n / 2) + 1, dyvit=lambda n, s: (n - 1) // 2,
             tome=lambda n, s: n - min(10 >> s, n // 2), **dict.fromkeys(("dpcknn", "sit", "patchmerger"), lambda n, s: 10 >> s))
 
-def tokens_out(model, reducer):
-    "20 patches and a register of the cache; blocks 1 and 2 reduce, then a pooled token and a register come back."
-    N, tail = 20 + model.backbone.num_prefix_tokens + 1, int(model.method.protects_cache)
+def tokens_out(vit, reducer):
+    """20 patches and a register of the cache; blocks 1 and 2 reduce, then a pooled token and a register come back. All tokens before the patches are left
+    alone where their place matters, or where the method does so; else CLS alone."""
+    N, tail = 20 + vit.num_prefix_tokens + 1, int(reducer == "dpcknn")
+    by_place = vit.cls_token is None or getattr(vit, "rope", None) is not None or isinstance(vit, VisionTransformerDistilled)
+    first = vit.num_prefix_tokens if by_place or reducer in ("dpcknn", "sit", "patchmerger") else 1
     out = [N]
     for s in range(2):
-        out.append(model.lo + KEPT[reducer](N - model.lo - tail, s) + tail)
-        N, tail = out[-1] + 2, tail + 2 * model.method.protects_cache
+        out.append(first + KEPT[reducer](N - first - tail, s) + tail)
+        N, tail = out[-1] + 2, tail + 2 * (reducer == "dpcknn")
     return out + [N]

@@ -5,7 +5,10 @@ import pytest, timm, torch
 from clca import create_model, load_reference_state, trace
 from clca.reducers import names
 import naive
-from reference import TINY, VARIANTS, cases, fill, images, shapes
+from models import fill
+from reference import TINY, VARIANTS, cases, images, shapes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FLAVOURS = dict(clip=("vit_base_patch16_clip_224", 1e-5), reg4=("vit_small_patch14_reg4_dinov2", 1e-6)) # name, epsilon of the blocks' LayerNorm
 BUILD = {v: TINY | kw | dict(weight_init="skip") for v, kw in (VARIANTS | dict(ifa=dict(head="ifa"))).items()}

@@ -3,6 +3,7 @@ import copy, pickle
 import pytest, timm, torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from timm.layers import DropPath
 from torch.nn.parallel import DistributedDataParallel
 import clca
 from clca.tools.cost import macs
@@ -11,15 +12,11 @@ from clca.reducers import names
 from clca.tools.restore import restore, spread
 from clca.tools.tracing import survival, trace
 from clca.walk import walk
+from models import SMALL, build, noise
 
-TINY = dict(embed_dim=32, num_heads=2, depth=4, at=(1, 2))
-each = pytest.mark.parametrize("reducer", names())
-
-def build(reducer="evit", name="vit_tiny_patch16_224", keep=.5, **kw):
-    torch.manual_seed(0)
-    return create_model(name, 3, reducer=reducer, keep=keep, **TINY | dict(image_size=32, patch_size=8) | kw)
-
-def images(*size, n=2): return torch.randn(n, 3, *(size or (32, 32)), generator=torch.manual_seed(1))
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = names()
+each = pytest.mark.parametrize("reducer", NAMES)
 
 def gradients(model, x, seed=2):
     torch.manual_seed(seed)
@@ -33,19 +30,37 @@ def gradients(model, x, seed=2):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
 def test_gradient_checkpointing(reducer, name):
     model = build(reducer, name, proj_drop_rate=.1, drop_path_rate=.1).train()
-    plain = gradients(model, images())
+    plain = gradients(model, noise())
     model.backbone.set_grad_checkpointing()
-    again = gradients(model, images())
+    again = gradients(model, noise())
     assert all(torch.allclose(plain[n], again[n], atol=1e-6, rtol=1e-4) for n in plain)
-    assert any(not torch.allclose(plain[n], g, atol=1e-6, rtol=1e-4) for n, g in gradients(model, images(), seed=3).items()), "chance has a part in it"
+    assert any(not torch.allclose(plain[n], g, atol=1e-6, rtol=1e-4) for n, g in gradients(model, noise(), seed=3).items()), "chance has a part in it"
+
+DROPS = dict(stochastic_depth=("drop_path1", "drop_path2"), projection=("attn.proj_drop", "drop_path2"), attention=("attn.attn_drop", "drop_path2"))
+
+@pytest.mark.parametrize("reducer,drops", [(r, d) for r in NAMES for d in DROPS if (r, d) != ("dyvit", "attention")]) # the policy has no attention dropout
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@torch.no_grad()
+def test_dropout(name, reducer, drops):
+    "What certainly drops the update of each half of every block leaves CLS as it was, in training; and nothing is dropped in evaluation."
+    model, x = build(reducer, name), noise()
+    logits, cls = model(x), model.backbone.cls_token[0, 0] + (0 if model.backbone.pos_embed is None else model.backbone.pos_embed[0, 0])
+    for block in model.backbone.blocks:
+        for part in DROPS[drops]:
+            owner, _, attribute = part.rpartition(".")
+            setattr(block.get_submodule(owner), attribute, DropPath(1.) if "path" in attribute else torch.nn.Dropout(1.))
+    assert torch.equal(model.eval()(x), logits)
+    for block in model.backbone.blocks:
+        if drops == "attention": torch.nn.init.zeros_(block.attn.proj.bias)
+    assert torch.allclose(model.train()(x, full=True).tokens[:, 0], cls.expand(2, -1))
 
 @each
 @torch.no_grad()
 def test_copies(reducer, tmp_path):
-    model, x = build(reducer).eval(), images()
+    model, x = build(reducer).eval(), noise()
     logits = model(x)
     save_file(model.state_dict(), tmp_path/"model.safetensors")
-    other = build(reducer, keep=.5)
+    other = build(reducer)
     for p in other.parameters(): p.zero_()
     other.load_state_dict(load_file(tmp_path/"model.safetensors"))
     for m in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), other.eval()): assert torch.equal(m(x), logits)
@@ -65,7 +80,7 @@ FAMILIES = dict(vit_tiny_patch16_224={}, vit_base_patch16_siglip_224={}, vit_sma
 def test_distributed(reducer, head, group):
     model = DistributedDataParallel(build(reducer, head=head).train())
     for _ in range(2):
-        out = model(images(), full=True)
+        out = model(noise(), full=True)
         (out.logits.sum() + (model.module.auxiliary_loss(out) if model.module.has_auxiliary_loss else 0.)).backward()
 
 @each
@@ -73,19 +88,34 @@ def test_distributed(reducer, head, group):
 def test_every_parameter_learns(reducer, name):
     for head in ("cla", "linear"):
         for cache in (True, False):
-            assert not [n for n, g in gradients(build(reducer, name, head=head, cache=cache).train(), images()).items() if g is None]
+            assert not [n for n, g in gradients(build(reducer, name, head=head, cache=cache).train(), noise()).items() if g is None]
 
 @each
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_precision(reducer, name, dtype):
-    model, x = build(reducer, name).train(), images()
+    model, x = build(reducer, name).train(), noise()
     with torch.autocast("cpu", dtype): grads = gradients(model, x)
     assert all(g.isfinite().all() for g in grads.values())
     with torch.no_grad():
         with torch.autocast("cpu", dtype): assert model.eval()(x).isfinite().all()
         out = model.to(dtype)(x.to(dtype))
         assert out.dtype == dtype and out.isfinite().all()
+
+def test_no_weight_decay():
+    "What is a token or is added to one: of timm's own, and of the cache."
+    own = {"cls_token", "pos_embed"}
+    assert {n for n in build().no_weight_decay() if n in dict(build().named_parameters())} == {f"backbone.{n}" for n in own} | {"cache.clr", "cache.pos"}
+
+@pytest.mark.parametrize("head", ["cla", "ifa", "cla_last", "linear"])
+def test_reset_classifier(head):
+    "Only the last layer is new."
+    model = build(head=head)
+    before = model.state_dict()
+    model.reset_classifier(5)
+    new = {n for n, t in model.state_dict().items() if n not in before or not torch.equal(t, before[n])}
+    last = "backbone.head" if head == "linear" else "head.classifier"
+    assert new == {f"{last}.weight", f"{last}.bias"} and model(noise()).shape == (2, model.num_classes) == (2, 5)
 
 @pytest.mark.parametrize("patch,size", [(8, (32, 32)), (14, (56, 28)), (16, (32, 64)), (32, (64, 128))])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
@@ -94,50 +124,50 @@ def test_sizes(name, patch, size):
     grid = tuple(s // patch for s in size)
     for reducer in ("topk", "tome", "ats"):
         model = build(reducer, name, image_size=size, patch_size=patch).eval()
-        t = trace(model, images(*size))
-        assert all(s.shape == (2, *grid) for s in survival(t, grid)) and restore(model, images(*size)).shape == (2, 32, *grid)
+        t = trace(model, noise(size=size))
+        assert all(s.shape == (2, *grid) for s in survival(t, grid)) and restore(model, noise(size=size)).shape == (2, 32, *grid)
     plain = build("none", name, image_size=size, patch_size=patch, head="linear", cache=False).eval()
-    own = timm.create_model(name, num_classes=3, img_size=size, patch_size=patch, embed_dim=32, num_heads=2, depth=4).eval()
+    own = timm.create_model(name, num_classes=7, img_size=size, patch_size=patch, embed_dim=32, num_heads=2, depth=4).eval()
     own.load_state_dict(plain.backbone.state_dict())
-    assert torch.equal(plain(images(*size)), own(images(*size)))
-    assert torch.allclose(walk(plain, images(*size)).logits, own(images(*size)), atol=1e-5)
+    assert torch.equal(plain(noise(size=size)), own(noise(size=size)))
+    assert torch.allclose(walk(plain, noise(size=size)).logits, own(noise(size=size)), atol=1e-5)
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
 @torch.no_grad()
 def test_any_size(name):
     "A model with `dynamic_img_size` takes images of another size than it was made for."
-    x = images(16, 48)
-    for reducer in names():
+    x = noise(size=(16, 48))
+    for reducer in NAMES:
         model = build(reducer, name, dynamic_img_size=True).eval()
         assert model(x).isfinite().all() and restore(model, x).shape == (2, 32, 2, 6)
     plain = build("none", name, dynamic_img_size=True, head="linear", cache=False).eval()
     assert torch.allclose(walk(plain, x).logits, plain.backbone(x), atol=1e-5)
 
 def test_another_size_is_refused():
-    with pytest.raises(AssertionError, match="Input height"): build()(images(40, 40))
+    with pytest.raises(AssertionError, match="Input height"): build()(noise(size=(40, 40)))
 
 @torch.no_grad()
 def test_features():
     plain, model = build("none", head="linear", cache=False).eval(), build("tome").eval()
-    assert torch.allclose(plain.forward_features(images()), plain.backbone.forward_features(images()), atol=1e-5)
-    assert torch.equal(model.forward_features(images()), model(images(), full=True).tokens)
-    with pytest.raises(NotImplementedError, match="clca.tools.restore"): model.forward_intermediates(images())
+    assert torch.allclose(plain.forward_features(noise()), plain.backbone.forward_features(noise()), atol=1e-5)
+    assert torch.equal(model.forward_features(noise()), model(noise(), full=True).tokens)
+    with pytest.raises(NotImplementedError, match="clca.tools.restore"): model.forward_intermediates(noise())
 
 @each
 @torch.no_grad()
 def test_restore(reducer):
     whole = build(reducer, keep=1., head="linear", cache=False).eval()
-    own = whole.backbone.forward_intermediates(images(), indices=1, norm=True, intermediates_only=True)[0]
-    assert torch.allclose(restore(whole, images()), own, atol=1e-5), "nothing reduced, nothing changed"
+    own = whole.backbone.forward_intermediates(noise(), indices=1, norm=True, intermediates_only=True)[0]
+    assert torch.allclose(restore(whole, noise()), own, atol=1e-5), "nothing reduced, nothing changed"
     for cache in (True, False):
-        share = walk(build(reducer, cache=cache).eval(), images(), record=True).share
+        share = walk(build(reducer, cache=cache).eval(), noise(), record=True).share
         flat = spread(torch.ones(*share.shape[:2], 4), share)
         if reducer in ("none", "tome", "dpcknn", "sit", "patchmerger"): assert torch.allclose(flat, torch.ones(2, 16, 4))
         else: assert ((flat - 1).abs() < 1e-5).logical_or(flat == 0).all()
 
 @torch.no_grad()
 def test_kept_patches_return_to_their_place():
-    model, x = build("topk", cache=False).eval(), images()
+    model, x = build("topk", cache=False).eval(), noise()
     out = walk(model, x, record=True)
     maps = restore(model, x).flatten(2).transpose(1, 2)
     for b, kept in enumerate(out.kept[-1]): assert torch.allclose(maps[b, kept], out.tokens[b, 1:], atol=1e-6)
@@ -145,24 +175,24 @@ def test_kept_patches_return_to_their_place():
 def test_macs_of_any_head():
     "Pooling by attention, and other numbers of channels."
     siglip = dict(img_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=4)
-    model = create_model('vit_base_patch16_siglip_224', 5, at=[1, 2], head='linear', **siglip)
-    grey = create_model('vit_tiny_patch16_224', 5, at=[1, 2], in_chans=1, **siglip)
-    assert macs(model, 32) > 0 and 0 < macs(grey, 32) < macs(create_model('vit_tiny_patch16_224', 5, at=[1, 2], **siglip), 32)
+    model = create_model("vit_base_patch16_siglip_224", 5, at=[1, 2], head="linear", **siglip)
+    grey = create_model("vit_tiny_patch16_224", 5, at=[1, 2], in_chans=1, **siglip)
+    assert macs(model, 32) > 0 and 0 < macs(grey, 32) < macs(create_model("vit_tiny_patch16_224", 5, at=[1, 2], **siglip), 32)
 
 def test_a_look_leaves_every_mode_as_it_was():
-    model = create_model('vit_tiny_patch16_224', 5, img_size=32, patch_size=8, embed_dim=32, num_heads=2).train()
+    model = create_model("vit_tiny_patch16_224", 5, img_size=32, patch_size=8, embed_dim=32, num_heads=2).train()
     model.backbone.eval()
     before = [m.training for m in model.modules()]
     trace(model, torch.zeros(1, 3, 32, 32)); restore(model, torch.zeros(1, 3, 32, 32)); macs(model, 32)
     assert [m.training for m in model.modules()] == before
 
-@pytest.mark.parametrize('kw, says', [(dict(num_clr=-1), 'num_clr=-1 must be 0 or more'), (dict(num_classes=-1), 'num_classes=-1 must be'),
-    (dict(backbone='eva02_tiny_patch14_224', patch_drop_rate=.25), 'patch dropout'), (dict(backbone='resnet50', image_size=32), 'not a flat ViT'),
-    (dict(backbone='vit_tinny_patch16_224'), "did you mean 'vit_tiny_patch16_224'"), (dict(head='CLA'), "did you mean 'cla'")])
+@pytest.mark.parametrize("kw, says", [(dict(num_clr=-1), "num_clr=-1 must be 0 or more"), (dict(num_classes=-1), "num_classes=-1 must be"), (dict(num_clr=0, gap=False), "caches nothing"),
+    (dict(backbone="eva02_tiny_patch14_224", patch_drop_rate=.25), "patch dropout"), (dict(backbone="resnet50", image_size=32), "not a flat ViT"),
+    (dict(backbone="vit_tinny_patch16_224"), "did you mean 'vit_tiny_patch16_224'"), (dict(head="CLA"), "did you mean 'cla'")])
 def test_what_cannot_be_built(kw, says):
-    with pytest.raises((ValueError, TypeError), match=says) as e: create_model(**{'backbone': 'vit_tiny_patch16_224', 'num_classes': 5} | kw)
-    assert '\n' not in str(e.value)
+    with pytest.raises((ValueError, TypeError), match=says) as e: create_model(**{"backbone": "vit_tiny_patch16_224", "num_classes": 5} | kw)
+    assert "\n" not in str(e.value)
 
 def test_macs_without_storage():
     "On the meta device ATS counts its largest number of tokens."
-    with torch.device('meta'): assert all(macs(build(r), 32) > 0 for r in names())
+    with torch.device("meta"): assert all(macs(build(r), 32) > 0 for r in NAMES)

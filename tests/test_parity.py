@@ -4,7 +4,10 @@ from clca.tools.cost import macs
 from clca.model import create_model
 from clca.reducers import names
 from clca.tools.tracing import trace
-from reference import cases, fill, images, reference_model
+from models import fill
+from reference import cases, images, reference_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 def _id(c): return f"{c['flavour']}-{c['reducer']}-{c['variant']}-{c['keep']}"
 
