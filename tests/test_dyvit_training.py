@@ -6,7 +6,7 @@ from clca.tools.checkpoints import load_checkpoint, to_reference_state
 from clca.model import create_model
 from clca.reducers.base import View
 from clca.reducers.dyvit import DynamicViT, Predictor, distillation_loss, policy_softmax, ratio_loss
-from clca.schedule import stages
+from clca.schedule import make_stages
 from clca.tokens import Weigh
 from clca.training.loop import train
 from models import build
@@ -50,7 +50,7 @@ def test_predictor():
 
 def test_decisions_are_hard_with_a_soft_gradient():
     "Gumbel noise is minus the logarithm of an exponential; with two choices the softmax is a sigmoid of the difference."
-    r = DynamicViT(8, stages(.5, (0,), 1)[0], 6).train()
+    r = DynamicViT(8, make_stages(.5, (0,), 1)[0], 6).train()
     torch.manual_seed(0)
     for q in r.parameters(): torch.nn.init.normal_(q, std=.5)
     x, prev, c = draw(3, 6, 8).float(), torch.tensor([[1., 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]]), draw(3, 6).float()

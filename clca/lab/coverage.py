@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from ..model import FAMILIES, check_backbone, flat_vits
+from ..backbone import FAMILIES, check_backbone, flat_vits
 from ..training.paths import root
 
 # %% ../../nbs/lab/08_coverage.ipynb #cbcf2d01
