@@ -61,7 +61,7 @@ class Cache(nn.Module):
         return Held(seq.length - self.num_clr)
     def step(self, block, before, plan, seq, held): return step(self, block, before, plan, seq, held)
 
-# %% ../nbs/06_cache.ipynb #f1a38d2e
+# %% ../nbs/06_cache.ipynb #dd99492e
 def give_back(
     cache: Cache,
     seq: TokenSequence, # leaving a block that reduced, or the last but one
@@ -69,7 +69,7 @@ def give_back(
 ) -> tuple[TokenSequence, Held]: # with the tokens of the cache; nothing held
     "Append all that is held, before live registers that are protected."
     end = cache.end(seq)
-    if not held.tokens: return seq, held._replace(pool_end=end)
+    if len(held.tokens) == 0: return seq, held._replace(pool_end=end)
     return seq.insert(held.tokens, end), Held(end)
 
 # %% ../nbs/06_cache.ipynb #273ddae6
@@ -84,7 +84,7 @@ def put_aside(
         new.append(seq.x[:, seq.length - cache.num_clr:].clone() if held.registers is None else held.registers)
     return held._replace(tokens=(*held.tokens, *new))
 
-# %% ../nbs/06_cache.ipynb #0cc5f5af
+# %% ../nbs/06_cache.ipynb #8fbe295e
 def step(
     cache: Cache,
     block: int, # number of the block that was passed
@@ -94,7 +94,7 @@ def step(
     held: Held,
 ) -> tuple[TokenSequence, Held]:
     "What the cache does after a block: give back if it is time, then put aside if it will be given back once more."
-    reduced_at_once = plan is not None and not held.tokens and not before.tail
+    reduced_at_once = plan is not None and len(held.tokens) == 0 and before.tail == 0
     if block in cache.recover: seq, held = give_back(cache, seq, held)
     if reduced_at_once and cache.num_clr:
         held = held._replace(registers=before.x[:, before.length - cache.num_clr:].clone())

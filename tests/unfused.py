@@ -140,4 +140,4 @@ def forward(model: nn.Module, image: Tensor, decided: dict, *, at: Sequence[int]
         t = t._replace(x=t.x + scaled(block, 2, block.mlp(block.norm2(t.x))))
         if cache: t = cache.step(t, i)
         if i in at or i == depth - 1: taps.append(t.x[:, 0] if vit.cls_token is not None else t.mean(prefix))
-    return classify(model, t) if model.head is None else model.head(torch.stack(taps, 2)), attended
+    return classify(model, t) if model.spec.head == "linear" else model.head(torch.stack(taps, 2)), attended
