@@ -54,7 +54,7 @@ test: $(MADE)
 	$(BIN)/python -m pytest --durations=5 $(T)
 
 test-fast: $(MADE)
-	$(BIN)/python -m pytest --durations=5 -m 'not slow' $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=5 -m 'not slow' $(T)
 
 docs: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
