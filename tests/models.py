@@ -8,7 +8,8 @@ from clca.model import create_model
 SMALL = dict(image_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=4, at=(1, 2), keep=.5)
 PLAIN = dict(head="linear", cache=False)
 BACKBONES = dict(vit="deit_tiny_patch16_224", rope="vit_small_patch16_dinov3")
-TOKENS = ("cls_token", "reg_token", "dist_token", "pos_embed", "clr", "pos") # parameters that are tokens or are added to them
+# parameters that are tokens or are added to them
+TOKENS = ("cls_token", "reg_token", "dist_token", "pos_embed", "clr", "pos")
 
 def fill(name: str, shape: list[int]) -> Tensor:
     "Fixed weights for a name: the golden logits were made with them."
@@ -27,19 +28,22 @@ def fill(name: str, shape: list[int]) -> Tensor:
 
 @torch.no_grad()
 def perturbed(model: nn.Module, sharpness: float = 1.) -> nn.Module: # the same model
-    """Give every parameter and buffer that is saved a value of its own: no bias is zero, no factor is one, and no running statistic that of a new
-    model. A forward that forgets one of them, or uses it twice, gives other logits. `sharpness` is a factor on queries and keys."""
+    """Give every parameter and buffer that is saved a value of its own: no bias is zero, no factor is one, and no
+    running statistic that of a new model. A forward that forgets one of them, or uses it twice, gives other logits.
+    `sharpness` is a factor on queries and keys."""
     for name, weight in model.state_dict().items():
         weight.copy_(fill(name, weight.shape))
         if ".qkv.weight" in name: weight[:2 * len(weight) // 3] *= sharpness
     return model
 
-def build(reducer: str = "evit", backbone: str = "vit_tiny_patch16_224", num_classes: int = 7, *, sharpness: float = 1., **options) -> nn.Module:
+def build(reducer: str = "evit", backbone: str = "vit_tiny_patch16_224", num_classes: int = 7, *,
+          sharpness: float = 1., **options) -> nn.Module:
     "A small perturbed model in evaluation; `options` are those of `create_model`."
     torch.manual_seed(0) # of chance in training, too
     return perturbed(create_model(backbone, num_classes, reducer=reducer, **SMALL | options), sharpness).eval()
 
-def noise(n: int = 2, size: tuple[int, int] = (32, 32), *, channels: int = 3, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+def noise(n: int = 2, size: tuple[int, int] = (32, 32), *, channels: int = 3, seed: int = 1,
+          dtype: torch.dtype = torch.float32) -> Tensor:
     "Images [n, channels, *size]."
     return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 

@@ -10,8 +10,9 @@ from models import fill
 GOLDEN = Path(__file__).parent / "golden"
 TINY = dict(image_size=32, patch_size=4, embed_dim=48, num_heads=3)
 VARIANTS = dict(
-    base=dict(head="linear", cache=False), cla=dict(head="cla", cache=False), clc=dict(head="linear", cache=True), clca={},
-    clca_clr4=dict(num_clr=4), clca_gap_only=dict(num_clr=0), clca_clr_only=dict(gap=False), clca_no_last=dict(recover_last=False))
+    base=dict(head="linear", cache=False), cla=dict(head="cla", cache=False), clc=dict(head="linear", cache=True),
+    clca={}, clca_clr4=dict(num_clr=4), clca_gap_only=dict(num_clr=0), clca_clr_only=dict(gap=False),
+    clca_no_last=dict(recover_last=False))
 
 @cache
 def cases() -> list[dict]: return json.loads((GOLDEN / "reference_logits.json").read_text())
@@ -30,6 +31,7 @@ def images(dtype: torch.dtype) -> torch.Tensor:
 
 def reference_model(case: dict, reference: bool = True, **kw) -> torch.nn.Module:
     dtype = getattr(torch, case["dtype"])
-    model = create_model(case["timm_name"], 7, reducer=case["reducer"], keep=case["keep"], at=case["at"], reference=reference,
-                         **TINY | VARIANTS[case["variant"]] | kw).eval().to(dtype)
-    return load_reference_state(model, {n: fill(n, s).to(dtype) if not n.endswith("tracked") else fill(n, s) for n, s in shapes(case).items()})
+    model = create_model(case["timm_name"], 7, reducer=case["reducer"], keep=case["keep"], at=case["at"],
+                         reference=reference, **TINY | VARIANTS[case["variant"]] | kw).eval().to(dtype)
+    weights = {n: fill(n, s) for n, s in shapes(case).items()}
+    return load_reference_state(model, {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()})

@@ -10,13 +10,18 @@ less = lambda name, **kw: {n: t for n, t in STATE.items() if n != name} | kw
 
 CASES = dict(
     no_dict=([1], "needs `config` and `model`, and has list"), no_config=({3: 1, "model": STATE}, "needs `config`"),
-    config_none=(dict(config=None, model=STATE), "`config` must hold"), config_list=(dict(config=[1], model=STATE), "`config` must hold"),
-    nameless=(dict(config={}, model=STATE), "`config` must hold"), number=(dict(config=argparse.Namespace(model=3), model=STATE), "`config` must hold"),
-    state_list=(dict(config=ARGS, model=[torch.zeros(1)]), "`model` must hold tensors"), state_numbers=(dict(config=ARGS, model={"clr": 3}), "`model` must hold tensors"),
+    config_none=(dict(config=None, model=STATE), "`config` must hold"),
+    config_list=(dict(config=[1], model=STATE), "`config` must hold"),
+    nameless=(dict(config={}, model=STATE), "`config` must hold"),
+    number=(dict(config=argparse.Namespace(model=3), model=STATE), "`config` must hold"),
+    state_list=(dict(config=ARGS, model=[torch.zeros(1)]), "`model` must hold tensors"),
+    state_numbers=(dict(config=ARGS, model={"clr": 3}), "`model` must hold tensors"),
     state_names=(dict(config=ARGS, model={3: torch.zeros(1)}), "`model` must hold tensors"),
     empty_state=(dict(config=ARGS, model={}), "'ifa_head.0.4.weight' must have 3 dimensions and is missing"),
-    no_patches=(dict(config=ARGS, model=less("patch_embed.proj.weight")), "'patch_embed.proj.weight' must have 4 dimensions and is missing"),
-    flat_pos=(dict(config=ARGS, model=less("", pos_embed=torch.zeros(3))), r"'pos_embed' must have 3 dimensions and is \[3\]"),
+    no_patches=(dict(config=ARGS, model=less("patch_embed.proj.weight")),
+                "'patch_embed.proj.weight' must have 4 dimensions and is missing"),
+    flat_pos=(dict(config=ARGS, model=less("", pos_embed=torch.zeros(3))),
+              r"'pos_embed' must have 3 dimensions and is \[3\]"),
     no_vit=(dict(config=ARGS | {"model": "resnet18"}, model=STATE), "cannot be built: 'resnet18' is not a flat ViT"),
     unknown=(dict(config=ARGS | {"model": "evit_"}, model=STATE), "unknown backbone"),
     words=(dict(config=ARGS | {"keep_rate": "half", "reduction_loc": 1}, model=STATE), "half"))
@@ -26,10 +31,13 @@ def test_wrong_content(tmp_path, content, message):
     torch.save(content, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=message): load_checkpoint(tmp_path / "m.pth")
 
-@pytest.mark.parametrize("data", [b"", b"a text\n", b"\x80", b"PK\x03\x04", b"\x80\x02}q\x00.", bytes(range(256)), b"{}", b"config: 1", b"\x89PNG\r\n\x1a\n"], ids=repr)
+@pytest.mark.parametrize("data",
+                         [b"", b"a text\n", b"\x80", b"PK\x03\x04", b"\x80\x02}q\x00.", bytes(range(256)), b"{}",
+                          b"config: 1", b"\x89PNG\r\n\x1a\n"], ids=repr)
 def test_other_files(tmp_path, data):
     (tmp_path / "m.pth").write_bytes(data)
-    with pytest.raises(ValueError, match=r"m\.pth (cannot be read as a checkpoint|is refused|is not a published)"): load_checkpoint(tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"m\.pth (cannot be read as a checkpoint|is refused|is not a published)"):
+        load_checkpoint(tmp_path / "m.pth")
 
 @pytest.mark.parametrize("cut", [.1, .5, .99])
 def test_half_a_file(tmp_path, cut):
@@ -44,7 +52,8 @@ class Code:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_no_code_runs(tmp_path, legacy):
-    torch.save(dict(config=ARGS, model=STATE, hook=Code(str(tmp_path / "ran"))), tmp_path / "m.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(dict(config=ARGS, model=STATE, hook=Code(str(tmp_path / "ran"))), tmp_path / "m.pth",
+               _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ValueError, match="is refused"): load_checkpoint(tmp_path / "m.pth")
     assert not (tmp_path / "ran").exists()
 

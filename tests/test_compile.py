@@ -17,9 +17,11 @@ def compiled():
     yield make
     torch._dynamo.reset()
 
-CASES = [("vit", r, kw) for r in names() for kw in ({}, PLAIN)] + [("rope", r, {}) for r in ("evit", "ats", "tome")] + [("vit", "evit", dict(reference=True))]
+CASES = [*(("vit", r, kw) for r in names() for kw in ({}, PLAIN)), *(("rope", r, {}) for r in ("evit", "ats", "tome")),
+         ("vit", "evit", dict(reference=True))]
 
-@pytest.mark.parametrize("backbone,reducer,kw", CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "clca")
+@pytest.mark.parametrize("backbone,reducer,kw", CASES,
+                         ids=lambda v: v if isinstance(v, str) else "-".join(v) or "clca")
 def test_one_graph(compiled, backbone, reducer, kw):
     model = build(reducer, BACKBONES[backbone], **kw)
     fast, counter = compiled(model)
@@ -48,7 +50,8 @@ def test_training_step(compiled):
         assert all(torch.allclose(ours[n], g, atol=1e-4) for n, g in eager.items())
     assert counter.frame_count == 1
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="inductor needs a C++ compiler: g++ or clang++")
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))),
+                    reason="inductor needs a C++ compiler: g++ or clang++")
 def test_inductor(compiled):
     model = build()
     fast, counter = compiled(model, "inductor")

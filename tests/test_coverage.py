@@ -29,22 +29,24 @@ def test_refused_by_name(name):
     with torch.device("meta"), pytest.raises(TypeError, match=part): create_model(name, 7, depth=2)
 
 def tiny(name: str, **options): # a function that builds the model with reducers, the timm model, images
-    "A small model of the same make, where its size can be chosen, and images on which it has a grid that is not square."
+    """A small model of the same make, where its size can be chosen, and images on which it has a grid that is not
+    square."""
     meta = on_meta(name)
-    ratio, kv = meta.patch_embed.feat_ratio(as_scalar=False), any(getattr(b.attn, "num_kv_groups", 1) > 1 for b in meta.blocks)
-    size = tuple(r * n for r, n in zip(ratio, (4, 5)))
+    grouped = lambda vit: any(getattr(b.attn, "num_kv_groups", 1) > 1 for b in vit.blocks)
+    size = tuple(r * n for r, n in zip(meta.patch_embed.feat_ratio(as_scalar=False), (4, 5)))
     if "sapiens2" in name: options |= dict(num_heads=4, num_kv_heads=(4, 2, 2, 4))
     for dims in (dict(embed_dim=64, num_heads=2), dict(embed_dim=96, num_heads=2), {}):
         try: vit = timm.create_model(name, num_classes=5, img_size=size, depth=4, **dims | options)
         except (TypeError, AssertionError, ValueError): continue
-        assert not kv or any(b.attn.num_kv_groups > 1 for b in vit.blocks)
-        vit = perturbed(vit).eval()
-        return partial(reducing, vit, name, 5, image_size=size, at=(1, 2), depth=4, **dims | options), vit, noise(2, size)
+        assert grouped(vit) or not grouped(meta)
+        make = partial(reducing, perturbed(vit).eval(), name, 5, image_size=size, at=(1, 2), depth=4, **dims | options)
+        return make, vit, noise(2, size)
 
 def reducing(vit: nn.Module, *args, **options) -> nn.Module:
     "The same weights with reducers, and everything else perturbed as well."
     model, weights = create_model(*args, **options).eval(), vit.state_dict()
-    model.backbone.load_state_dict({n: weights[n] for n in model.backbone.state_dict()}) # but for the classifier, where the head is another
+    # but for the classifier, where the head is another
+    model.backbone.load_state_dict({n: weights[n] for n in model.backbone.state_dict()})
     for part in (model.stages, model.cache, model.head):
         if part is not None: perturbed(part)
     return model
@@ -68,15 +70,18 @@ def near(a, b): return torch.allclose(a, b, rtol=0, atol=1e-5 * max(1, b.abs().m
 @pytest.mark.parametrize("name", SUPPORTED.example)
 def test_reducible(name): check(*tiny(name))
 
-OPTIONS = [dict(global_pool="avg"), dict(global_pool="avg", pool_include_prefix=True), dict(global_pool="map", class_token=False),
-           dict(pos_embed="none"), dict(qk_norm=True, scale_attn_norm=True, qkv_bias=False, proj_bias=False), dict(dynamic_img_size=True)]
+OPTIONS = [dict(global_pool="avg"), dict(global_pool="avg", pool_include_prefix=True),
+           dict(global_pool="map", class_token=False),
+           dict(pos_embed="none"), dict(qk_norm=True, scale_attn_norm=True, qkv_bias=False, proj_bias=False),
+           dict(dynamic_img_size=True)]
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(o))
 def test_options(options): check(*tiny("vit_base_patch14_reg4_dinov2", **options))
 
 @torch.no_grad()
 def check(make, vit, images):
-    "Equal to timm when nothing is reduced or tokens only change places; finite, with the right number of tokens and images for themselves, when reduced."
+    """Equal to timm when nothing is reduced or tokens only change places; finite, with the right number of tokens and
+    images for themselves, when reduced."""
     logits, linear = vit(images), partial(make, head="linear", cache=False)
     plain = linear(keep=1.)
     assert torch.equal(plain(images), logits)
@@ -92,14 +97,17 @@ def reduces(make, images, reducer):
     assert near(t.logits, out) and near(model(images[1:]), out[1:]), f"{reducer}: an image is seen by its neighbour"
     if reducer != "ats": assert t.tokens_out == tokens_out(model.backbone, reducer)
 
-KEPT = dict(none=lambda n, s: n, topk=lambda n, s: math.ceil(n / 2), evit=lambda n, s: math.ceil(n / 2) + 1, dyvit=lambda n, s: (n - 1) // 2,
-            tome=lambda n, s: n - min(10 >> s, n // 2), **dict.fromkeys(("dpcknn", "sit", "patchmerger"), lambda n, s: 10 >> s))
+KEPT = dict(none=lambda n, s: n, topk=lambda n, s: math.ceil(n / 2), evit=lambda n, s: math.ceil(n / 2) + 1,
+            dyvit=lambda n, s: (n - 1) // 2,
+            tome=lambda n, s: n - min(10 >> s, n // 2),
+            **dict.fromkeys(("dpcknn", "sit", "patchmerger"), lambda n, s: 10 >> s))
 
 def tokens_out(vit, reducer):
-    """20 patches and a register of the cache; blocks 1 and 2 reduce, then a pooled token and a register come back. All tokens before the patches are left
-    alone where their place matters, or where the method does so; else CLS alone."""
+    """20 patches and a register of the cache; blocks 1 and 2 reduce, then a pooled token and a register come back. All
+    tokens before the patches are left alone where their place matters, or where the method does so; else CLS alone."""
     N, tail = 20 + vit.num_prefix_tokens + 1, int(reducer == "dpcknn")
-    by_place = vit.cls_token is None or getattr(vit, "rope", None) is not None or isinstance(vit, VisionTransformerDistilled)
+    by_place = vit.cls_token is None or getattr(vit, "rope", None) is not None
+    by_place = by_place or isinstance(vit, VisionTransformerDistilled)
     first = vit.num_prefix_tokens if by_place or reducer in ("dpcknn", "sit", "patchmerger") else 1
     out = [N]
     for s in range(2):

@@ -32,28 +32,33 @@ def test_the_dropped_token_that_was_largest():
 
 def test_predictor():
     "Some, all, one or none of the tokens are alive."
-    prev = torch.tensor([[1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    prev = torch.tensor([[1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]],
+                        dtype=torch.float64)
     p, x = Predictor(8).double(), draw(4, 6, 8)
     for q in p.parameters(): torch.nn.init.normal_(q, std=.5)
     w = {n: q.detach().numpy() for n, q in p.named_parameters()}
     gelu = lambda z: z * .5 * (1 + np.vectorize(math.erf)(z / 2 ** .5))
     for b in range(4):
         z = x[b].numpy()
-        z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-5) * w["in_conv.0.weight"] + w["in_conv.0.bias"]
+        z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-5)
+        z = z * w["in_conv.0.weight"] + w["in_conv.0.bias"]
         h = gelu(z @ w["in_conv.1.weight"].T + w["in_conv.1.bias"])
         everyone = sum(prev[b, n].item() * h[n, 4:] for n in range(6)) / max(prev[b].sum().item(), 1) + 1e-6
         y = np.stack([np.concatenate([h[n, :4], everyone]) for n in range(6)])
         for i in (0, 2, 4):
             y = y @ w[f"out_conv.{i}.weight"].T + w[f"out_conv.{i}.bias"]
             if i < 4: y = gelu(y)
-        assert np.allclose(p(x, prev)[b].detach().numpy(), y - np.log(np.exp(y).sum(1, keepdims=True)), rtol=0, atol=1e-12)
+        y = y - np.log(np.exp(y).sum(1, keepdims=True))
+        assert np.allclose(p(x, prev)[b].detach().numpy(), y, rtol=0, atol=1e-12)
 
 def test_decisions_are_hard_with_a_soft_gradient():
-    "Gumbel noise is minus the logarithm of an exponential; with two choices the softmax is a sigmoid of the difference."
-    r = DynamicViT(8, make_stages(.5, (0,), 1)[0], 6).train()
+    """Gumbel noise is minus the logarithm of an exponential; with two choices the softmax is a sigmoid of the
+    difference."""
+    r = DynamicViT(8, stages(.5, (0,), 1)[0], 6).train()
     torch.manual_seed(0)
     for q in r.parameters(): torch.nn.init.normal_(q, std=.5)
-    x, prev, c = draw(3, 6, 8).float(), torch.tensor([[1., 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]]), draw(3, 6).float()
+    prev = torch.tensor([[1., 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]])
+    x, c = draw(3, 6, 8).float(), draw(3, 6).float()
     logp = Predictor.forward(r, x, prev).detach()
     torch.manual_seed(11); plan = r(View(x, 0, 6, 6, 6, size=prev, body=x))
     torch.manual_seed(11); g = -torch.empty(3, 6, 2).exponential_().log()
@@ -96,9 +101,11 @@ def by_hand(w, x, at, keep, reference, heads=2, eps=1e-6):
             prev = (noisy[..., 0] > noisy[..., 1]) * prev
             decisions.append(prev); policy = torch.cat([torch.ones(B, 1), prev], 1)
         N, D = t.shape[1:]
-        q, key, v = lin(f"blocks.{i}.attn.qkv", ln(f"blocks.{i}.norm1", t)).view(B, N, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
+        qkv = lin(f"blocks.{i}.attn.qkv", ln(f"blocks.{i}.norm1", t))
+        q, key, v = qkv.view(B, N, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
         logits = q @ key.transpose(2, 3) / (D // heads) ** .5
-        seen = torch.stack([torch.stack([policy[b].where(torch.arange(N) != r, torch.ones(())) for r in range(N)]) for b in range(B)])
+        seen = torch.stack([torch.stack([policy[b].where(torch.arange(N) != r, torch.ones(())) for r in range(N)])
+                            for b in range(B)])
         e = (logits - logits.amax(-1, keepdim=True)).exp() * seen[:, None]
         small = eps if reference else 0.
         a = (e + small / N) / (e.sum(-1, keepdim=True) + small)
@@ -106,18 +113,23 @@ def by_hand(w, x, at, keep, reference, heads=2, eps=1e-6):
         t = t + lin(f"blocks.{i}.mlp.fc2", F.gelu(lin(f"blocks.{i}.mlp.fc1", ln(f"blocks.{i}.norm2", t))))
         if i in recover:
             pool_end, m = N, sum(c.shape[1] for c in cache)
-            if m: t, prev, policy = torch.cat([t, *cache], 1), torch.cat([prev, torch.ones(B, m)], 1), torch.cat([policy, torch.ones(B, m)], 1)
+            if m:
+                t, prev, policy = (torch.cat(parts, 1) for parts in ([t, *cache], [prev, torch.ones(B, m)],
+                                                                     [policy, torch.ones(B, m)]))
             cache = []
         if i < recover[-1]:
             alive = torch.ones_like(policy[:, 1:pool_end]) if reference else policy[:, 1:pool_end]
-            cache += [(t[:, 1:pool_end] * alive[..., None]).sum(1, keepdim=True) / alive.sum(1)[:, None, None], t[:, -1:]]
+            cache += [(t[:, 1:pool_end] * alive[..., None]).sum(1, keepdim=True) / alive.sum(1)[:, None, None],
+                      t[:, -1:]]
     return lin("head", ln("norm", t)[:, 0]), decisions
 
 @pytest.mark.parametrize("reference", [True, False])
 def test_training_forward(reference):
-    "All of it: policy from the first block on, decisions and their composition, what the cache gives back, pooling, loss."
+    """All of it: policy from the first block on, decisions and their composition, what the cache gives back, pooling,
+    loss."""
     at, keep = (1, 3), .5
-    model = build("dyvit", at=at, keep=keep, head="linear", reference=reference, image_size=16, patch_size=4, embed_dim=24, depth=7).double().train()
+    model = build("dyvit", at=at, keep=keep, head="linear", reference=reference, image_size=16, patch_size=4,
+                  embed_dim=24, depth=7).double().train()
     x, w = draw(3, 3, 16, 16), {n: p.detach() for n, p in to_reference_state(model).items()}
     torch.manual_seed(5); out = model(x, full=True)
     torch.manual_seed(5); logits, decisions = by_hand(w, x, at, keep, reference)
@@ -134,9 +146,9 @@ def test_training_forward(reference):
 def test_the_loss_teaches_the_keep_rate():
     "From keeping half, a few steps lead to the rates that inference will use."
     torch.manual_seed(0)
-    model = create_model("deit_tiny_patch16_224", 4, reducer="dyvit", keep=.25, at=(1, 2), head="linear", image_size=32, patch_size=4, embed_dim=24,
-                         num_heads=2, depth=4, cache=False).train()
-    x, optimizer = torch.randn(8, 3, 32, 32), torch.optim.Adam([p for s in model.stages for p in s.parameters()], lr=1e-2)
+    model = create_model("deit_tiny_patch16_224", 4, reducer="dyvit", keep=.25, at=(1, 2), head="linear",
+                         image_size=32, patch_size=4, embed_dim=24, num_heads=2, depth=4, cache=False).train()
+    x, optimizer = torch.randn(8, 3, 32, 32), torch.optim.Adam(model.stages.parameters(), lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad(); out = model(x, full=True); model.auxiliary_loss(out).backward(); optimizer.step()
     shares = [(d.decision.sum() / d.alive.sum()).item() for d in out.decisions]
@@ -153,13 +165,16 @@ def test_distillation_by_hand():
     assert distillation_loss(z, t, zt, tt, kept).item() == pytest.approx(want)
 
 def test_a_teacher_in_training(tmp_path):
-    "A run without reduction teaches a run of DynamicViT: another result than without, and the teacher stays as it was."
+    """A run without reduction teaches a run of DynamicViT: another result than without, and the teacher stays as it
+    was."""
     from tiny import RECIPE, data
-    build = dict(backbone="deit_tiny_patch16_224", num_classes=3, image_size=16, patch_size=4, embed_dim=16, num_heads=2, depth=4, at=[1, 2], keep=.5)
+    build = dict(backbone="deit_tiny_patch16_224", num_classes=3, image_size=16, patch_size=4, embed_dim=16,
+                 num_heads=2, depth=4, at=[1, 2], keep=.5)
     recipe = replace(RECIPE, epochs=1, log_gradients=False)
     def run(name, reducer, **kw):
         torch.manual_seed(0)
-        train(create_model(**build, reducer=reducer), data(), tmp_path/name, replace(recipe, **kw), {}, build | dict(reducer=reducer))
+        train(create_model(**build, reducer=reducer), data(), tmp_path/name, replace(recipe, **kw), {},
+              build | dict(reducer=reducer))
         return load_checkpoint(tmp_path/name).state_dict()
     before = run("teacher", "none")
     alone, taught = run("alone", "dyvit"), run("taught", "dyvit", teacher=str(tmp_path/"teacher"))

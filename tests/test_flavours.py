@@ -1,4 +1,5 @@
-"Models without golden logits, CLIP and DINOv2 with registers, against the oracle of naive.py; and that oracle against the golden logits."
+"""Models without golden logits, CLIP and DINOv2 with registers, against the oracle of naive.py; and that oracle
+against the golden logits."""
 from collections import Counter
 from functools import cache
 import pytest, timm, torch
@@ -10,7 +11,8 @@ from reference import TINY, VARIANTS, cases, images, shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FLAVOURS = dict(clip=("vit_base_patch16_clip_224", 1e-5), reg4=("vit_small_patch14_reg4_dinov2", 1e-6)) # name, epsilon of the blocks' LayerNorm
+# name, epsilon of the blocks' LayerNorm
+FLAVOURS = dict(clip=("vit_base_patch16_clip_224", 1e-5), reg4=("vit_small_patch14_reg4_dinov2", 1e-6))
 BUILD = {v: TINY | kw | dict(weight_init="skip") for v, kw in (VARIANTS | dict(ifa=dict(head="ifa"))).items()}
 SOME = ("base", "clca", "clca_clr4")
 LISTS = ("topk", "evit", "dyvit") # the published code fails for lists of keep rates in the others
@@ -36,13 +38,15 @@ def test_oracle_on_golden_logits(flavour):
         assert naive.shapes(plain(c["timm_name"]), *case) == shapes(c), case
         logits, tokens_in, tokens_out = naive.forward(weights(shapes(c), dtype), images(dtype), *case)
         assert (tokens_in, tokens_out) == (c["tokens_in"], c["tokens_out"]), case
-        assert (logits - torch.tensor(c["logits"], dtype=dtype)).abs().max() < (1e-4 if c["reducer"] == "ats" else 1e-6), case
+        tolerance = 1e-4 if c["reducer"] == "ats" else 1e-6
+        assert (logits - torch.tensor(c["logits"], dtype=dtype)).abs().max() < tolerance, case
 
 def settings(reducer: str): # variant, keep, at
     yield from ((v, k, [3, 6, 9]) for v in VARIANTS for k in (.1, .5, .9))
     yield from ((v, k, at) for v in SOME for k in (.1, .5) for at in ([2, 5, 8, 10], [3, 4], [9, 10]))
     yield from (("ifa", .5, at) for at in ([3, 6, 9], [3, 4]))
-    if reducer in LISTS: yield from ((v, k, [3, 6, 9]) for v in SOME for k in ([.5, .7, .9], [.9, .5, .3], [.7, 1., .5]))
+    if reducer in LISTS:
+        yield from ((v, k, [3, 6, 9]) for v in SOME for k in ([.5, .7, .9], [.9, .5, .3], [.7, 1., .5]))
 
 def compare(flavour: str, *case) -> str: # reducer, variant, keep, at -> what came of it
     (name, eps), (reducer, variant, keep, at) = FLAVOURS[flavour], case
@@ -56,12 +60,14 @@ def compare(flavour: str, *case) -> str: # reducer, variant, keep, at -> what ca
     torch.testing.assert_close(t.logits, logits, rtol=0, atol=tolerance, equal_nan=True, msg=lambda m: f"{case}: {m}")
     return "nan" if logits.isnan().any() else "number"
 
-# At a keep rate of .1 Top-K may be left with one candidate, which crashes, and others with CLS alone: the mean that the cache puts aside is nan then.
+# At a keep rate of .1 Top-K may be left with one candidate, which crashes, and others with CLS alone: the mean that
+# the cache puts aside is nan then.
 CRASH, NAN = dict(topk=3), dict(clip=dict(dyvit=4, ats=9, sit=9, patchmerger=9), reg4=dict(dyvit=4, ats=9))
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("reducer", names())
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_flavour(flavour, reducer):
-    came, crash, nan = Counter(compare(flavour, reducer, *s) for s in settings(reducer)), CRASH.get(reducer, 0), NAN[flavour].get(reducer, 0)
+    came = Counter(compare(flavour, reducer, *s) for s in settings(reducer))
+    crash, nan = CRASH.get(reducer, 0), NAN[flavour].get(reducer, 0)
     assert (came["crash"], came["nan"], came["number"]) == (crash, nan, (53 if reducer in LISTS else 44) - crash - nan)

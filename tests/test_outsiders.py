@@ -1,5 +1,5 @@
-"""A reducer from outside, between attention and MLP, whose plan is any linear map: its weights need not sum to one. The model equals attention and
-projection of all tokens first, then the plan, with all parameters perturbed."""
+"""A reducer from outside, between attention and MLP, whose plan is any linear map: its weights need not sum to one.
+The model equals attention and projection of all tokens first, then the plan, with all parameters perturbed."""
 import pytest, torch
 import clca.reducers
 import unfused
@@ -18,7 +18,8 @@ class Merging(clca.reducers.Reducer):
     "Neighbours become one, and lose a little of their weight."
     def forward(self, view) -> Merge:
         slot = (torch.arange(view.n) // 2).expand(view.x.shape[0], -1)
-        return merge(slot, torch.rand(slot.shape, dtype=view.x.dtype), 2 * torch.arange(half(view)).expand(view.x.shape[0], -1), eps=.1)
+        return merge(slot, torch.rand(slot.shape, dtype=view.x.dtype),
+                     2 * torch.arange(half(view)).expand(view.x.shape[0], -1), eps=.1)
 
 class Fusing(clca.reducers.Reducer):
     "One more token is some sum of all candidates, kept ones too."
@@ -28,7 +29,8 @@ class Fusing(clca.reducers.Reducer):
 
 class Selecting(clca.reducers.Reducer):
     "Some are left, in some order."
-    def forward(self, view) -> Select: return Select(torch.stack([torch.randperm(view.n)[:half(view)] for _ in view.x]))
+    def forward(self, view) -> Select:
+        return Select(torch.stack([torch.randperm(view.n)[:half(view)] for _ in view.x]))
 
 OUTSIDERS = dict(mixing=Mixing, merging=Merging, fusing=Fusing, selecting=Selecting)
 
@@ -38,7 +40,8 @@ def registered():
 
 BACKBONES = dict(
     vit=("vit_tiny_patch16_224", {}), layerscale=("vit_small_patch14_reg4_dinov2", dict(head="linear")),
-    norms=("vit_tiny_patch16_224", dict(qk_norm=True, scale_attn_norm=True)), no_bias=("vit_tiny_patch16_224", dict(proj_bias=False)),
+    norms=("vit_tiny_patch16_224", dict(qk_norm=True, scale_attn_norm=True)),
+    no_bias=("vit_tiny_patch16_224", dict(proj_bias=False)),
     average=("vit_tiny_patch16_224", dict(global_pool="avg", class_token=False, no_embed_class=True, head="linear")),
     rope=("vit_small_patch16_dinov3", {}), eva=("eva02_tiny_patch14_224", dict(head="linear")))
 
@@ -56,7 +59,8 @@ def test_the_order_does_not_matter(backbone, outsider, cache, score):
 
 @pytest.mark.parametrize("outsider", OUTSIDERS)
 def test_with_gradient_checkpointing(outsider):
-    "A plan that chance decides is the same when a block runs again in backward, and training gives what evaluation gives."
+    """A plan that chance decides is the same when a block runs again in backward, and training gives what evaluation
+    gives."""
     def gradients(again):
         model = build(outsider).train()
         model.backbone.set_grad_checkpointing(again)

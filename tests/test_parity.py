@@ -25,11 +25,13 @@ def test_golden(case):
     assert (logits - torch.tensor(case["logits"], dtype=logits.dtype)).abs().max() < tolerance
     assert torch.allclose(t.logits, logits, atol=tolerance)
 
-PUBLISHED = {("none", 1., False): 78.53, **{("evit", k, False): g for k, g in zip((.7, .5, .25, .1), (50.18, 38.22, 28.57, 24.80))},
+PUBLISHED = {("none", 1., False): 78.53,
+             **{("evit", k, False): g for k, g in zip((.7, .5, .25, .1), (50.18, 38.22, 28.57, 24.80))},
              **{("evit", k, True): g for k, g in zip((.7, .5, .25, .1), (50.87, 38.78, 29.00, 25.18))}}
 
 @pytest.mark.parametrize("reducer,keep,clca", PUBLISHED)
 def test_published_macs(reducer, keep, clca):
-    with torch.device("meta"): model = create_model("vit_base_patch16_224", 1110, reducer=reducer, keep=keep, image_size=448, reference=True,
+    with torch.device("meta"):
+        model = create_model("vit_base_patch16_224", 1110, reducer=reducer, keep=keep, image_size=448, reference=True,
                                                      head="cla" if clca else "linear", cache=clca)
     assert macs(model, 448) == pytest.approx(PUBLISHED[reducer, keep, clca], rel=.005)

@@ -24,7 +24,8 @@ def images(b=3, scale=True):
 
 def build(reducer, backbone="vit_tiny_patch16_224", sharpness=2., **kw):
     "A small model in double precision, whose attention is sharp."
-    return small.build(reducer, backbone, sharpness=sharpness, **TINY | dict(image_size=16, at=(1, 2, 4), depth=6, keep=.1) | kw).double()
+    return small.build(reducer, backbone, sharpness=sharpness,
+                       **TINY | dict(image_size=16, at=(1, 2, 4), depth=6, keep=.1) | kw).double()
 
 @st.composite
 def schedules(draw, depths=st.integers(2, 13)):
@@ -36,7 +37,8 @@ def schedules(draw, depths=st.integers(2, 13)):
 @st.composite
 def models(draw, depths=st.integers(2, 13)):
     clr, gap = draw(st.sampled_from([(0, True), (1, True), (1, False), (2, True), (4, False), (4, True)]))
-    choice = dict(head=st.sampled_from(["cla", "linear", "cla_last", "ifa"]), cache=st.booleans(), recover_last=st.booleans(), protect=st.booleans(),
+    choice = dict(head=st.sampled_from(["cla", "linear", "cla_last", "ifa"]), cache=st.booleans(),
+                  recover_last=st.booleans(), protect=st.booleans(),
                   reg_tokens=st.sampled_from([0, 2]))
     return draw(schedules(depths)) | {k: draw(v) for k, v in choice.items()} | dict(num_clr=clr, gap=gap)
 
@@ -121,9 +123,10 @@ def follow(plan, rows):
 @given(kw=models(st.integers(3, 7)))
 def test_trace_composes(reducer, kw):
     model, plans = build(reducer, **kw), {}
-    for s in model.stages: s.register_forward_hook(lambda s, args, plan: plans.update({s.stage.block: (args[0], plan)}))
+    for s in model.stages:
+        s.register_forward_hook(lambda s, args, plan: plans.update({s.stage.block: (args[0], plan)}))
     t = trace(model, images(2))
-    clr, prefix, u = (kw["num_clr"], 1 + kw["reg_tokens"], kw["num_clr"] + kw["gap"]) if kw["cache"] else (0, 1 + kw["reg_tokens"], 0)
+    prefix, clr, u = 1 + kw["reg_tokens"], *((kw["num_clr"], kw["num_clr"] + kw["gap"]) if kw["cache"] else (0, 0))
     for b in range(2):
         rows, memory, stage = [{}] * prefix + [{p: 1.} for p in range(P)] + [{}] * clr, 0, 0
         for i in range(kw["depth"]):
@@ -131,7 +134,8 @@ def test_trace_composes(reducer, kw):
             if i in plans:
                 view, plan = plans[i]
                 one = None if plan is None else type(plan)(*(f[b] if isinstance(f, torch.Tensor) else f for f in plan))
-                rows, fused = rows[:view.lo] + follow(one, rows[view.lo:view.hi]) + rows[view.hi:], isinstance(plan, Fuse)
+                rows = rows[:view.lo] + follow(one, rows[view.lo:view.hi]) + rows[view.hi:]
+                fused = isinstance(plan, Fuse)
             if i in kw["at"]:
                 shares = torch.tensor([[r.get(p, 0.) for p in range(P)] for r in rows], dtype=torch.float64)
                 assert torch.allclose(t.shares[stage][b], shares, atol=1e-12)
@@ -153,14 +157,16 @@ def test_trace_composes(reducer, kw):
 @settings(max_examples=6)
 @given(kw=models(st.integers(2, 8)), seed=st.integers(0, 99))
 def test_order_of_patches_is_irrelevant(reducer, kw, seed):
-    "Without positions. ATS walks along the sequence and ToMe splits it in even and odd: they promise nothing of the kind."
+    """Without positions. ATS walks along the sequence and ToMe splits it in even and odd: they promise nothing of the
+    kind."""
     model, x, perm = build(reducer, **kw), images(2, scale=False), torch.randperm(P, generator=torch.manual_seed(seed))
     torch.nn.init.zeros_(model.backbone.pos_embed)
     patches = torch.nn.functional.unfold(x, PATCH, stride=PATCH)[..., perm]
     t, s = trace(model, x), trace(model, torch.nn.functional.fold(patches, (16, 16), PATCH, stride=PATCH))
     assert torch.allclose(t.logits, s.logits, atol=1e-8)
     if reducer in ("topk", "evit", "dyvit"):
-        for a, b in zip(t.kept, s.kept): assert torch.equal(a.sort(1).values, torch.where(b < 0, b, perm[b.clamp(min=0)]).sort(1).values)
+        for a, b in zip(t.kept, s.kept):
+            assert torch.equal(a.sort(1).values, torch.where(b < 0, b, perm[b.clamp(min=0)]).sort(1).values)
 
 @settings(max_examples=30)
 @given(n=st.integers(1, 40), seed=st.integers(0, 99), data=st.data())
@@ -227,7 +233,8 @@ def test_padding_holds_no_patch():
 @pytest.mark.parametrize("keep", [.5, .01])
 @pytest.mark.parametrize("head", ["cla", "linear"])
 def test_gradients(reducer, keep, head):
-    "Finite, and non-zero for all that must learn: every block, the registers, the head, and what the method has of its own."
+    """Finite, and non-zero for all that must learn: every block, the registers, the head, and what the method has of
+    its own."""
     model, x = build(reducer, keep=keep, head=head, num_clr=2).train(), images(4)
     out = model(x, full=True)
     loss = torch.nn.functional.cross_entropy(out.logits, torch.tensor([0, 1, 2, 0]))
@@ -235,16 +242,20 @@ def test_gradients(reducer, keep, head):
     loss.backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    must = {n for n, p in model.named_parameters() if n.split(".")[0] in ("cache", "head") or n.startswith("backbone.patch_embed.proj.weight") or ".mlp.fc1.weight" in n}
-    own = {"dyvit": "stages.{}.in_conv.1.weight", "dpcknn": "stages.{}.score.weight", "sit": "stages.{}.weight.1.weight", "patchmerger": "stages.{}.queries"}
-    if reducer in own: must |= {own[reducer].format(s) for s in ((0, 1, 2) if keep == .5 or reducer == "dyvit" else (0,))}
+    must = {n for n, p in model.named_parameters() if n.split(".")[0] in ("cache", "head")
+            or n.startswith("backbone.patch_embed.proj.weight") or ".mlp.fc1.weight" in n}
+    own = {"dyvit": "stages.{}.in_conv.1.weight", "dpcknn": "stages.{}.score.weight",
+           "sit": "stages.{}.weight.1.weight", "patchmerger": "stages.{}.queries"}
+    if reducer in own:
+        must |= {own[reducer].format(s) for s in ((0, 1, 2) if keep == .5 or reducer == "dyvit" else (0,))}
     assert must <= moved, must - moved
 
 @pytest.mark.parametrize("reducer", names())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("keep", [.5, .01])
 def test_half_precision(reducer, dtype, keep):
-    model, x = build(reducer, keep=keep, sharpness=1.).to(dtype), images(3).to(dtype) # the gradient of sharp attention overflows float16
+    # the gradient of sharp attention overflows float16
+    model, x = build(reducer, keep=keep, sharpness=1.).to(dtype), images(3).to(dtype)
     with torch.no_grad(): assert model(x).isfinite().all()
     model.float().train()
     with torch.autocast("cpu", dtype): out = model(x.float(), full=True); loss = out.logits.float().square().mean()
@@ -253,12 +264,13 @@ def test_half_precision(reducer, dtype, keep):
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 @pytest.mark.parametrize("reducer", names())
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("backbone",
+                         ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
 def test_keep_all_is_timm(reducer, backbone):
     "Bit by bit."
     model = small.build(reducer, backbone, keep=1., head="linear", cache=False, depth=3, image_size=16, **TINY)
     plain = timm.create_model(backbone, num_classes=7, depth=3, img_size=16, **TINY).eval()
-    plain.load_state_dict({n.removeprefix("backbone."): p for n, p in model.state_dict().items() if n.startswith("backbone.")})
+    plain.load_state_dict(model.backbone.state_dict())
     with torch.no_grad():
         x = images(2).float()
         assert torch.equal(model(x), plain(x)) and torch.equal(model(x, full=True).logits, plain(x))
@@ -282,13 +294,14 @@ def test_dynamicvit_trains_what_it_does(kw):
         if model.head is not None: model.head.eval()
         for s in model.stages:
             if isinstance(s, DynamicViT): s.forward = decide.__get__(s)
-        assert torch.allclose(model(x), want, atol=1e-8)
+        assert (model(x) - want).abs().max() < 1e-6 * want.abs().max()
 
 @each
 @settings(max_examples=6)
 @given(kw=models(st.integers(3, 8)))
 def test_protected_tokens(reducer, kw):
-    "Blocks that change nothing show whose token is where: CLS and registers first, live registers of the cache last, what the cache gave before them."
+    """Blocks that change nothing show whose token is where: CLS and registers first, live registers of the cache last,
+    what the cache gave before them."""
     kw |= dict(protect=True, cache=True, reg_tokens=2)
     model, x, seen = build(reducer, **kw), images(2), []
     for block in model.backbone.blocks:
@@ -303,7 +316,7 @@ def test_protected_tokens(reducer, kw):
         if reducer != "dpcknn": assert view.x.shape[1] - view.hi == c
     if recovery(kw)[-1] == kw["depth"] - 2 and c:
         back = out.tokens[:, out.tokens.shape[1] - c - u:out.tokens.shape[1] - c]
-        assert torch.equal(back[:, u - c:], clr), "the registers that were put aside come back right before the live ones"
+        assert torch.equal(back[:, u - c:], clr), "registers that were put aside come back right before the live ones"
 
 def test_update_norms_are_shares_when_they_fuse():
     "The fused token is no larger than the tokens that it is made of, in half precision too."
@@ -334,4 +347,5 @@ def test_merge_is_a_weighted_mean(tokens):
         out = merge(slot, weight, torch.zeros(1, 4, dtype=torch.long), eps)(x)
         for k in range(4):
             mine = [n for n, (s, _) in enumerate(tokens) if s == k]
-            assert torch.allclose(out[0, k], sum(weight[0, n] * x[0, n] for n in mine) / (sum(weight[0, n] for n in mine) + eps), atol=1e-5)
+            total = sum(weight[0, n] for n in mine) + eps
+            assert torch.allclose(out[0, k], sum(weight[0, n] * x[0, n] for n in mine) / total, atol=1e-5)

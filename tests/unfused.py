@@ -1,5 +1,6 @@
-"""The order in which the papers reduce, written down with timm's own modules for one image: attention, projection and residual of all tokens first,
-then what the reducer decided, then the MLP. Nothing is left out, and nothing is put off. What the reducers decide is taken from a run of the model."""
+"""The order in which the papers reduce, written down with timm's own modules for one image: attention, projection and
+residual of all tokens first, then what the reducer decided, then the MLP. Nothing is left out, and nothing is put off.
+What the reducers decide is taken from a run of the model."""
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -80,7 +81,8 @@ def rotation(table: Tensor, place: list[int]) -> Tensor: # [1, 1 or H, n, 2d]
     "Rows of timm's rotary table, sines before cosines; a token of no one place is not turned."
     width = table.shape[-1] // 2
     still = torch.cat([torch.zeros(width), torch.ones(width)]).to(table).expand(*table.shape[:-2], 1, -1)
-    return torch.cat([still, table], -2)[..., torch.tensor(place, dtype=torch.long) + 1, :].reshape(1, -1, len(place), 2 * width)
+    rows = torch.cat([still, table], -2)[..., torch.tensor(place, dtype=torch.long) + 1, :]
+    return rows.reshape(1, -1, len(place), 2 * width)
 
 class Cached:
     "What a cache puts aside and gives back."
@@ -91,7 +93,8 @@ class Cached:
     def embedded(self) -> Tensor: # [1, registers, D]
         return self.cache.clr if self.cache.pos is None else self.cache.clr + self.cache.pos
     def step(self, t: Tokens, i: int) -> Tokens:
-        "After a block: first give back, then put aside a mean of the tokens that were there before, and the registers."
+        """After a block: first give back, then put aside a mean of the tokens that were there before, and the
+        registers."""
         if i in self.recover:
             self.end = len(t.place) - (self.registers if self.protect else 0)
             if self.memory:
@@ -114,10 +117,12 @@ def classify(model: nn.Module, t: Tokens) -> Tensor: # [1, C]
     return vit.head(vit.fc_norm(vit.attn_pool(t.x[:, start:], attn_mask=t.size[:, start:].log()[:, None, None])))
 
 @torch.no_grad()
-def forward(model: nn.Module, image: Tensor, decided: dict, *, at: Sequence[int], before: bool = False, merging: bool = False,
-            recover_last: bool = True, protect: bool = False) -> tuple[Tensor, dict[int, Attended]]:
-    """Logits [1, C] of an image [1, 3, H, W], and what attention did in every block. `decided` is of `recorded`; with `before` its plans are carried out
-    before their blocks, and with `merging` a token counts for as many as were merged into it."""
+def forward(model: nn.Module, image: Tensor, decided: dict, *, at: Sequence[int], before: bool = False,
+            merging: bool = False, recover_last: bool = True, protect: bool = False,
+            ) -> tuple[Tensor, dict[int, Attended]]:
+    """Logits [1, C] of an image [1, 3, H, W], and what attention did in every block. `decided` is of `recorded`; with
+    `before` its plans are carried out before their blocks, and with `merging` a token counts for as many as were
+    merged into it."""
     vit, depth = model.backbone, len(model.backbone.blocks)
     recover = sorted({*at} | ({depth - 2} if recover_last and depth > 1 else set()))
     cache = None if model.cache is None else Cached(model, recover, protect)
@@ -130,10 +135,12 @@ def forward(model: nn.Module, image: Tensor, decided: dict, *, at: Sequence[int]
     attended, taps = {}, []
     for i, block in enumerate(vit.blocks):
         view, plan = decided.get(i, (None, None))
-        norm = getattr(model.stages[at.index(i)], "norm", nn.Identity()) if i in at else None # PatchMerger mixes normalised tokens
+        # PatchMerger mixes normalised tokens
+        norm = getattr(model.stages[at.index(i)], "norm", nn.Identity()) if i in at else None
         if i == 0 and plan is not None and registers and view.hi == len(t.place): cache.entered = t.x[:, -registers:]
         if plan is not None and before: t = reduced(t, view, plan, merging, norm)
-        rope = {} if table is None else dict(rope=rotation(table[i] if getattr(vit, "rope_mixed", False) else table, t.place[prefix:]))
+        own = table[i] if getattr(vit, "rope_mixed", False) else table # mixed: every block has its own
+        rope = {} if table is None else dict(rope=rotation(own, t.place[prefix:]))
         attended[i] = attend(block, t.x, rope, t.size.log()[:, None, None] if merging else None)
         t = t._replace(x=t.x + attended[i].update)
         if plan is not None and not before: t = reduced(t, view, plan, merging, norm)
