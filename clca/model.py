@@ -7,10 +7,10 @@ __all__ = ['schedule_of', 'create_stages', 'create_cache', 'check_model', 'prote
            'create_model', 'wrap', 'architecture', 'has_auxiliary_loss', 'auxiliary_loss', 'no_weight_decay',
            'reset_classifier', 'forward_features', 'forward_intermediates']
 
-# %% ../nbs/11_model.ipynb #2c8d337a
+# %% ../nbs/11_model.ipynb #d98d1294
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ def protected_start(model: "TokenReducedViT") -> int:
     protects = model.spec.protect or getattr(model.account, "protects_prefix", False)
     return backbone.num_prefix_tokens if by_place or protects else 1
 
-# %% ../nbs/11_model.ipynb #65551e13
+# %% ../nbs/11_model.ipynb #2655ba76
 class TokenReducedViT(nn.Module):
     "A timm ViT whose blocks `at` reduce tokens, with the cache and the head of CLCA: made by `create_model` or `wrap`."
     def __init__(self,
@@ -116,21 +116,18 @@ class TokenReducedViT(nn.Module):
         untouched = not self.reducing and self.cache is None and self.spec.head == "linear"
         return self.backbone(images) if untouched else walk(self, images).logits
 
-    @property
-    def depth(self) -> int: return len(self.backbone.blocks)
-    @property
-    def at(self) -> tuple[int, ...]: return tuple(stage.stage.block for stage in self.stages)
-    @property
-    def recover(self) -> tuple[int, ...]: return self.cache.recover if self.cache is not None else ()
-    @property
-    def reference(self) -> bool: return self.spec.reference
-    @property
-    def reducing(self) -> bool: return any(stage.reduces for stage in self.stages)
-    @property
-    def account(self) -> Account: return account_of(self)
-    @property
-    def lo(self) -> int: return protected_start(self)
-    def stage_of(self, block: int) -> Reducer | None: return dict(zip(self.at, self.stages)).get(block)
+# %% ../nbs/11_model.ipynb #a5180289
+def _reads(name: str, get: Callable[["TokenReducedViT"], Any], doc: str) -> None:
+    "A property of the model."
+    setattr(TokenReducedViT, name, property(get, doc=doc))
+
+_reads("depth", lambda model: len(model.backbone.blocks), "Number of blocks.")
+_reads("at", lambda model: tuple(stage.stage.block for stage in model.stages), "Blocks that reduce.")
+_reads("recover", lambda model: model.cache.recover if model.cache is not None else (), "Blocks after which the cache is given back.")
+_reads("reference", lambda model: model.spec.reference, "Published behaviour with its defects.")
+_reads("reducing", lambda model: any(stage.reduces for stage in model.stages), "Some stage reduces.")
+_reads("account", lambda model: account_of(model), "What the method makes of sizes.")
+_reads("lo", lambda model: protected_start(model), "Number of tokens at the start that are never reduced.")
 
 def account_of(model: TokenReducedViT) -> Account:
     "What the model's method makes of sizes: its first stage that reduces."

@@ -67,13 +67,14 @@ def callable_block(
         return through(seq.x)
     return call
 
-# %% ../nbs/10_walk.ipynb #4005d871
+# %% ../nbs/10_walk.ipynb #4f44fb52
 class Output(NamedTuple):
     "What a forward gives."
     logits: Tensor # [B, C]
     tokens: Tensor # [B, N, D] leaving the last block: all of them where they were asked for
     decisions: list[Weigh] # per stage: what a learned reducer decided in training
 
+# %% ../nbs/10_walk.ipynb #80cf67eb
 def walk(
     model: nn.Module, # a `clca.model.TokenReducedViT`
     images: Tensor, # [B, 3, H, W]
@@ -84,9 +85,10 @@ def walk(
     backbone, cache, head = model.backbone, model.cache, model.head
     seq, tables = begin(model, images, placed=watcher is not None)
     held, read, decisions = cache.start(seq) if cache else None, [], []
+    stages = dict(zip(model.at, model.stages))
     if watcher: watcher.start(seq)
     for i in range(model.depth):
-        before, stage = seq, model.stage_of(i)
+        before, stage = seq, stages.get(i)
         only = None if full or watcher else tokens_needed(model, i)
         seq, plan = pass_block(callable_block(model, i, tables, watcher), stage, seq, only, cache is not None)
         if isinstance(plan, Weigh): decisions.append(plan)
@@ -98,7 +100,7 @@ def walk(
         if i in model.taps: read.append(head.read(backbone, seq))
     return Output(head.classify(backbone, read), seq.x, decisions)
 
-# %% ../nbs/10_walk.ipynb #e3370243
+# %% ../nbs/10_walk.ipynb #ff1d8050
 def pass_block(
     call: Call, # the block
     stage: Reducer | None, # its reduction
@@ -113,6 +115,6 @@ def pass_block(
 
 def tokens_needed(model: nn.Module, block: int) -> int | None:
     "Tokens at the start of the last block's output that are all that the head reads; `None`: all."
-    last = block == model.depth - 1 and model.stage_of(block) is None
+    last = block == model.depth - 1 and block not in model.at
     if not last or model.spec.reference or model.training and model.account.padded: return None
     return model.head.tokens_read(model.backbone)

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat, papermill, pytest
 
 from clca.lab import sweep
-from clca.lab.plans import (all_runs, canonical, check_runs, collect_sweep, finished, folder_name, preset_axes, shared_by_pairs,
+from clca.lab.plans import (all_runs, canonical, check_runs, collect_sweep, finished, run_folder, preset_axes, shared_by_pairs,
                             sweep_results)
 from clca.lab.rates import choose_lr, trials
 from clca.lab.runs import load_runs
@@ -17,7 +17,7 @@ from helpers import ROOT
 TRAIN = ROOT/"nbs"/"train.ipynb"
 
 def record(run, folder, **more):
-    out = Path(folder)/folder_name(run); out.mkdir(parents=True, exist_ok=True)
+    out = Path(folder)/run_folder(run); out.mkdir(parents=True, exist_ok=True)
     (out/"metrics.json").write_text(json.dumps({**run, "test_top1": .5, "val_top1": .5, "train_seconds": 60, **more}))
 
 def notebook(path, body, more=""):
@@ -34,7 +34,7 @@ def notebook(path, body, more=""):
 def test_presets(name, count):
     "Their sizes; every run has a folder of its own, and only parameters that train.ipynb has."
     runs = all_runs(**preset_axes(name)[0])
-    assert len(runs) == len({folder_name(r) for r in runs}) == count
+    assert len(runs) == len({run_folder(r) for r in runs}) == count
     assert {k for r in runs for k in r} <= papermill.inspect_notebook(str(TRAIN)).keys()
     assert all((r["keep"] == 1) == (r["reducer"] == "none") for r in runs)
 
@@ -59,7 +59,7 @@ def test_what_is_done(tmp_path):
     "Half-written records are to do; records of other parameters stop the sweep; lists and dictionaries agree with themselves."
     runs = all_runs(reducer="evit", keep=[.5, .1], at=[[3, 6, 9]], backbone_kwargs=dict(embed_dim=64), variant="clca", seed=[0, 1])
     record(runs[0], tmp_path)
-    (tmp_path/folder_name(runs[1])).mkdir(); (tmp_path/folder_name(runs[1])/"metrics.json").write_text('{"test_top1": ')
+    (tmp_path/run_folder(runs[1])).mkdir(); (tmp_path/run_folder(runs[1])/"metrics.json").write_text('{"test_top1": ')
     assert sweep_table(runs, tmp_path).done.tolist() == [True, False, False, False]
     record(runs[2], tmp_path, at=[3, 6])
     with pytest.raises(ValueError, match="holds a run with at"): sweep_table(runs, tmp_path)
@@ -91,7 +91,7 @@ def test_reducer_from_elsewhere(tmp_path):
     runs = all_runs(reducer=["package.module:Mine", "evit"], keep=[.5, 1.], seed=0)
     assert [r["reducer"] for r in runs] == ["package.module:Mine", "none", "evit"]
     run = dict(reducer="package.module:Mine", seed=3)
-    assert re.fullmatch(r"[\w.+-]+", folder_name(run)) and folder_name(run) != folder_name(run | dict(reducer="package.module_Mine"))
+    assert re.fullmatch(r"[\w.+-]+", run_folder(run)) and run_folder(run) != run_folder(run | dict(reducer="package.module_Mine"))
     result = run_all(sweep_table([run], tmp_path/"runs"), tmp_path/"runs", nb, workers=1)
     assert result.status.tolist() == ["done"] and finished(run, tmp_path/"runs")["seed"] == 3
     record(run, tmp_path/"runs")
@@ -108,7 +108,7 @@ def test_failures_are_retried_and_reported(tmp_path):
                                        'assert seed != 1, "never"\nassert seed or not first\ndone()')
     runs = all_runs(seed=[0, 1, 2])
     result = run_all(sweep_table(runs, tmp_path/"runs"), tmp_path/"runs", nb, workers=3).set_index("name")
-    rows = [result.loc[folder_name(r)] for r in runs]
+    rows = [result.loc[run_folder(r)] for r in runs]
     assert [(r.status, r.attempts) for r in rows] == [("done", 2), ("failed", 2), ("done", 1)]
     assert "AssertionError: never" in rows[1].error and not rows[0].error
     assert sweep_table(runs, tmp_path/"runs").done.tolist() == [True, False, True]
@@ -118,7 +118,7 @@ def test_killed_and_started_again(tmp_path):
     nb = notebook(tmp_path/"nb.ipynb", 'print(1, file=open(out/"starts", "a"))\ntime.sleep(5)\ndone()')
     code = f"from clca.lab.sweep import run_one; run_one(dict(seed=0), {str(tmp_path)!r}, {str(nb)!r})"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    starts, until = tmp_path/folder_name(dict(seed=0))/"starts", time.time() + 100
+    starts, until = tmp_path/run_folder(dict(seed=0))/"starts", time.time() + 100
     while not starts.exists() and time.time() < until: time.sleep(.1)
     os.kill(child.pid, signal.SIGKILL); child.wait()
     assert not finished(dict(seed=0), tmp_path)
@@ -138,7 +138,7 @@ def test_rates_are_chosen_on_validation(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "finished", lambda *a: NoTest(m) if (m := real(*a)) else None)
     found = search_lr(runs, [.1, .2], tmp_path, TRAIN, keeps=[.1])
     assert {(r["cache"], r["lr"]) for r in found} == {(True, .2), (False, .1)} and len(found) == len(runs)
-    assert {folder_name(t) for t in tries} & {folder_name(r) for r in found}
+    assert {run_folder(t) for t in tries} & {run_folder(r) for r in found}
 
 def test_nearest_keep_and_own_reducer():
     runs = all_runs(reducer=["evit", "topk"], keep=[1., .5, .1], variant="base", seed=0)
@@ -150,9 +150,9 @@ def test_collected_records(tmp_path):
     runs = all_runs(reducer="evit", keep=[.5, .1], variant=["cla", "clca"], seed=[0, 1], lr=.1)
     for r in runs + trials(runs, [.3]):
         record(r, tmp_path/"runs", test_top1=.5 + .1*r["cache"])
-        for name in ("history", "gradients"): (tmp_path/"runs"/folder_name(r)/f"{name}.csv").write_text("step,max_grad\n0,1.5\n")
+        for name in ("history", "gradients"): (tmp_path/"runs"/run_folder(r)/f"{name}.csv").write_text("step,max_grad\n0,1.5\n")
     out = collect_sweep(runs, tmp_path/"runs", tmp_path/"kept"/"mine.jsonl")
-    assert set(load_runs(out).run_id) == set(map(folder_name, runs)) and str(tmp_path) not in out.read_text()
+    assert set(load_runs(out).run_id) == set(map(run_folder, runs)) and str(tmp_path) not in out.read_text()
     rows = lambda name: len(out.with_suffix(f".{name}.csv").read_text().splitlines()) - 1
     assert (rows("history"), rows("gradients")) == (8, 4)
     df, pair = sweep_results(runs, tmp_path/"runs"), shared_by_pairs(runs)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from .plans import finished, folder_name
+from .plans import finished, run_folder
 from .runs import recorded_variant
 from ..training.paths import root
 
@@ -28,7 +28,7 @@ def trials(
     seed = min(run.get("seed", 0) for run in runs)
     some = [run for run in runs if not keeps or run.get("keep") in keeps]
     tries = ({**run, "seed": seed, "lr": lr} for run in some for lr in rates)
-    return list({folder_name(trial): trial for trial in tries}.values())
+    return list({run_folder(trial): trial for trial in tries}.values())
 
 # %% ../../nbs/lab/05_rates.ipynb #a08895ff
 _NOT_METHOD = {"seed", "lr", "keep", "reducer"}
@@ -47,7 +47,7 @@ def _distance(a: Mapping, b: Mapping) -> float:
 def _best_rate(run: Mapping, tried: Iterable[tuple[Mapping, float]]) -> float:
     "The rate with the best validation top-1 (the lower of equals) at the nearest keep rate that was tried."
     same = [(trial, top1) for trial, top1 in tried if _is_same_method(trial, run)]
-    if not same: raise ValueError(f"no learning rate was tried for {folder_name(run)}: its trials failed")
+    if not same: raise ValueError(f"no learning rate was tried for {run_folder(run)}: its trials failed")
     nearest = min(_distance(trial, run) for trial, _ in same)
     candidates = [(top1, -trial["lr"]) for trial, top1 in same if _distance(trial, run) == nearest]
     return -max(candidates)[1]

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .plans import finished, folder_name, unweighted
+from .plans import finished, run_folder, unweighted
 from .rates import choose_lr, trials
 from ..spec import OPTIONS
 from ..tools.cost import macs
@@ -76,7 +76,7 @@ def sweep_table(
 ) -> pd.DataFrame: # name, done, seconds (estimated), run
     "What a sweep consists of, what of it is done, and how long each run takes, roughly."
     done = [finished(run, root()/folder) for run in runs]
-    names, is_done = [folder_name(run) for run in runs], [record is not None for record in done]
+    names, is_done = [run_folder(run) for run in runs], [record is not None for record in done]
     return pd.DataFrame(dict(name=names, done=is_done, seconds=estimate(runs, done), run=list(runs)))
 
 # %% ../../nbs/lab/06_sweep.ipynb #4f871ae2
@@ -103,7 +103,7 @@ def command(
     notebook: str | Path, # to run
 ) -> list[str]: # as `subprocess` takes it; `shlex.join` makes the line for a shell
     "The one command that makes a run, for us as for any workflow engine."
-    out = Path(folder)/folder_name(run)
+    out = Path(folder)/run_folder(run)
     values = ["-y", json.dumps(run, sort_keys=True), "-r", "out", str(out)]
     how = ["-k", "python3", "--log-output", "--no-progress-bar", "--start-timeout", "180"]
     return [sys.executable, "-m", "papermill", str(notebook), str(out/"train.ipynb"), *values, *how]
@@ -139,7 +139,7 @@ def run_one(
     threads: int = 1, # of computation
 ) -> dict[str, Any]: # name, status ("done", "failed"), attempts, seconds, error
     "Make one run, twice if need be (kernels collide on a port, or start too slowly under load). It never raises."
-    out, start, attempts, error = Path(folder)/folder_name(run), time.time(), 0, ""
+    out, start, attempts, error = Path(folder)/run_folder(run), time.time(), 0, ""
     out.mkdir(parents=True, exist_ok=True)
     is_done = (out/"metrics.json").exists
     with open(out/".lock", "w") as lock, open(out/"train.log", "a") as log:

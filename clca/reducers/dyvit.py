@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Predictor', 'policy_softmax', 'PolicySeam', 'ratio_loss', 'distillation_loss', 'DynamicViT', 'decide', 'choose',
-           'kept_count', 'plain']
+           'kept_count', 'under_policy']
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #759e9761
 import torch
@@ -96,7 +96,7 @@ def distillation_loss(
     kept = kept.detach().to(apart.dtype)
     return .5 * kl + .5 * (apart.square().mean(-1) * kept).sum() / kept.sum().clamp(min=1)
 
-# %% ../../nbs/reducers/03_dyvit.ipynb #08ecb6ef
+# %% ../../nbs/reducers/03_dyvit.ipynb #998cdd89
 class DynamicViT(Reducer, Predictor):
     "DynamicViT; of n0 candidates at the input int(n0 * total) stay, with the cache int((n - 1) * keep) of the n that arrive."
     before = True
@@ -119,9 +119,9 @@ class DynamicViT(Reducer, Predictor):
     def mask(self, size: Tensor, dtype: torch.dtype) -> Tensor: return (size > 0)[:, None, None]
     def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor: return plan.decision if isinstance(plan, Weigh) else plan(size)
     def given_size(self) -> float: return 0. if self.reference and not self.training else 1.
-    def plain(self, call: Call, seq: TokenSequence) -> TokenSequence: return plain(self, call, seq)
+    def plain(self, call: Call, seq: TokenSequence) -> TokenSequence: return under_policy(self, call, seq)
 
-# %% ../../nbs/reducers/03_dyvit.ipynb #096a6c8d
+# %% ../../nbs/reducers/03_dyvit.ipynb #f73f08e8
 def decide(
     reducer: DynamicViT, # in training
     log_share: Tensor, # [B, n, 2] of the predictor
@@ -141,12 +141,13 @@ def choose(
     count = kept_count(reducer, view)
     return Select(score.argsort(1, descending=True)[:, :count]) if reducer.reference else topk(score, count)
 
+# %% ../../nbs/reducers/03_dyvit.ipynb #0e160913
 def kept_count(reducer: DynamicViT, view: View) -> int:
     "How many candidates stay at inference."
     count = int((view.n - 1) * reducer.stage.keep) if view.cache else absolute(reducer.stage.total, view.start)
     return count if reducer.reference else min(max(count, 1), view.n)
 
-def plain(reducer: DynamicViT, call: Call, seq: TokenSequence) -> TokenSequence:
+def under_policy(reducer: DynamicViT, call: Call, seq: TokenSequence) -> TokenSequence:
     "A block that does not reduce: in training under the decisions so far."
     if seq.size is None or not reducer.training: return seq._replace(x=call(seq)[0])
     eps = 1e-6 if reducer.reference else 0.

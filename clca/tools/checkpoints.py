@@ -159,7 +159,7 @@ def _grid(state: dict[str, Tensor], prefix: int) -> int:
         if math.isqrt(max(patches, 0)) ** 2 == patches: return math.isqrt(patches)
     raise ValueError(f"pos_embed has {positions} positions, which are no square grid: only square images can be loaded")
 
-# %% ../../nbs/tools/03_checkpoints.ipynb #20ea5138
+# %% ../../nbs/tools/03_checkpoints.ipynb #f8d3ef0d
 def published_head(config: dict[str, Any]) -> str:
     "Which head the arguments of a run mean."
     if not config.get("ifa_head"): return "linear"
@@ -176,8 +176,9 @@ def published_model(
     reducer, backbone = (prefix, rest) if prefix in names() else ("none", config["model"])
     keep, at, head = _listed(config.get("keep_rate") or 1.), _listed(config.get("reduction_loc") or [3, 6, 9]), published_head(config)
     classifier, dims = ("head.weight", 2) if head == "linear" else ("ifa_head.0.4.weight", 3 if head == "cla" else 2)
+    classes = _sizes(state, classifier, dims)[0]
     width, _, _, patch = _sizes(state, "patch_embed.proj.weight", 4)
-    classes, grid = _sizes(state, classifier, dims)[0], _grid(state, 1 + _count(state, "reg_token"))
+    grid = _grid(state, 1 + _count(state, "reg_token"))
     cache = dict(cache=bool(config.get("clc")), num_clr=_count(state, "clr"), gap=bool(config.get("clc_include_gap", True)),
                  recover_last=bool(config.get("clc_recover_at_last", True)))
     return dict(backbone=backbone.split(".")[0], num_classes=classes, reducer=reducer, keep=keep[0] if len(keep) == 1 else keep, at=at,
