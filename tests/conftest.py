@@ -6,6 +6,7 @@ The list cannot rot: an entry that matches no test is an error, and pytest shows
 from fnmatch import fnmatch
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -19,3 +20,40 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+# Each n-th of the tests that match stays fast; 0: none does.
+SLOW = {
+    "test_compile.py::*": 0,
+    "test_coverage.py::*": 0,
+    "test_export.py::*": 0,
+    "test_figures.py::*": 0,
+    "test_wheel.py::*": 0,
+    "test_notebooks.py::test_runs*": 0,
+    "test_notebooks.py::test_library?lab/*": 0,
+    "test_notebooks.py::test_library?*_exporting]": 0,
+    "test_notebooks.py::test_library?*_model]": 0,
+    "test_notebooks.py::test_library?index]": 0,
+    "test_sweep.py::test_failures_are_retried_and_reported": 0,
+    "test_sweep.py::test_killed_and_started_again": 0,
+    "test_training.py::test_killed_in_mid_epoch": 0,
+    "test_training.py::test_two_processes": 0,
+    "test_flavours.py::*": 5,
+    "test_model.py::*": 8,
+    "test_parity.py::*": 16,
+    "test_properties.py::*": 8,
+    "test_outsiders.py::*": 8,
+    "test_published_order.py::*": 8,
+}
+
+def matching(items: list, pattern: str) -> list:
+    return [item for item in items if fnmatch(item.nodeid.rpartition("tests/")[2], pattern)]
+
+def pytest_collection_modifyitems(config, items):
+    idle = []
+    for pattern, stay in SLOW.items():
+        found = matching(items, pattern)
+        if not found: idle.append(pattern)
+        for i, item in enumerate(found):
+            if not stay or i % stay: item.add_marker(pytest.mark.slow)
+    everything = config.args == config.getini("testpaths") and not config.option.keyword
+    if idle and everything: raise pytest.UsageError(f"tests/conftest.py lists {idle[0]}, and no test is called so")

@@ -173,8 +173,7 @@ def test_a_teacher_in_training(tmp_path):
     recipe = replace(RECIPE, epochs=1, log_gradients=False)
     def run(name, reducer, **kw):
         torch.manual_seed(0)
-        train(create_model(**build, reducer=reducer), data(), tmp_path/name, replace(recipe, **kw), {},
-              build | dict(reducer=reducer))
+        train(create_model(**build, reducer=reducer), data(), tmp_path/name, replace(recipe, **kw))
         return load_checkpoint(tmp_path/name).state_dict()
     before = run("teacher", "none")
     alone, taught = run("alone", "dyvit"), run("taught", "dyvit", teacher=str(tmp_path/"teacher"))
