@@ -28,7 +28,7 @@ from .evaluation import grade, predict, resolve_precision
 from .paths import locate
 from .recipe import Recipe, lr_factor, param_groups, seed_epoch, train_loader
 from .records import AtomicIO, claim_folder, model_options, peak_process_memory
-from .records import provenance, run_parameters, write_atomic
+from .records import check_buildable, provenance, run_parameters, write_atomic
 from .teacher import Teacher
 
 # %% ../../nbs/training/08_loop.ipynb #31af576e
@@ -317,6 +317,7 @@ def train(
     """Train, test and write the run folder; continues a killed run, returns the metrics of a finished one.
     Raises ValueError if the folder is of other parameters, or one of them contradicts the model."""
     out = Path(out)
+    check_buildable(model)
     parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
     if metrics := claim_folder(out, parameters):
         print(f"{out.name} is finished: nothing is trained again.")
