@@ -46,9 +46,3 @@ def noise(n: int = 2, size: tuple[int, int] = (32, 32), *, channels: int = 3, se
           dtype: torch.dtype = torch.float32) -> Tensor:
     "Images [n, channels, *size]."
     return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-def _register(name: str):
-    "Stands in for `clca.register_reducer` until there is one."
-    return lambda reducer: clca.reducers.REDUCERS.setdefault(name, reducer)
-
-register_reducer = getattr(clca, "register_reducer", _register)

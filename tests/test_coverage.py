@@ -11,7 +11,8 @@ from clca.reducers.base import Reducer
 from clca.tokens import Merge, Select
 from clca.tools.tracing import trace
 from clca.walk import walk
-from models import noise, perturbed, register_reducer
+from clca import register_reducer
+from models import noise, perturbed
 
 TABLE = kinds(pd.read_csv(coverage_file(), keep_default_na=False))
 SUPPORTED, REFUSED = TABLE[TABLE.reason == ""], TABLE[TABLE.reason != ""]

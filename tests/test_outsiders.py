@@ -4,7 +4,8 @@ import pytest, torch
 import clca.reducers
 import unfused
 from clca.tokens import Fuse, Merge, Mix, Select, merge
-from models import build, noise, register_reducer
+from clca import register_reducer
+from models import build, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
