@@ -2,7 +2,6 @@
 import zlib
 import numpy as np, torch
 from torch import Tensor, nn
-import clca
 from clca.model import create_model
 
 SMALL = dict(image_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=4, at=(1, 2), keep=.5)

@@ -5,14 +5,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from timm.layers import DropPath
 from torch.nn.parallel import DistributedDataParallel
-import clca
 from clca.tools.cost import macs
 from clca.model import create_model
 from clca.reducers import names
 from clca.tools.restore import restore, spread
 from clca.tools.tracing import Shares, survival, trace
 from clca.walk import walk
-from models import SMALL, build, noise
+from models import build, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = names()

@@ -50,7 +50,7 @@ def rates(kw): return kw["keep"] if isinstance(kw["keep"], list) else [kw["keep"
 
 def left(reducer, n, stage, kw, start):
     "Tokens that a method leaves of `n` candidates, by its paper and the published code."
-    keep, block, last = rates(kw)[stage], kw["at"][stage], stage == len(kw["at"]) - 1
+    keep, last = rates(kw)[stage], stage == len(kw["at"]) - 1
     same = len(set(rates(kw))) == 1
     total = [keep ** s if same else math.prod(rates(kw)[:s]) for s in (stage, stage + 1)]
     if keep == 1: return n

@@ -87,7 +87,7 @@ def test_paper_preset_takes_the_backbones_as_they_are():
 
 def test_reducer_from_elsewhere(tmp_path):
     "Its name cannot be a file's, and yet it is planned, run, found again and collected under its own name."
-    nb = notebook(tmp_path/"nb.ipynb", "assert reducer == \"package.module:Mine\"\ndone()", "reducer: str = \"evit\" # method")
+    nb = notebook(tmp_path/"nb.ipynb", 'assert reducer == "package.module:Mine"\ndone()', 'reducer: str = "evit" # method')
     runs = all_runs(reducer=["package.module:Mine", "evit"], keep=[.5, 1.], seed=0)
     assert [r["reducer"] for r in runs] == ["package.module:Mine", "none", "evit"]
     run = dict(reducer="package.module:Mine", seed=3)
