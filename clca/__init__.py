@@ -21,5 +21,5 @@ from .tools.restore import restore
 from .tools.tracing import trace
 
 # %% ../nbs/99_init.ipynb #235f6ba0
-_all_ = ["Spec", "create_model", "export", "load_checkpoint", "load_reference_state", "macs", "reducers", "register_head",
-         "register_reducer", "register_score", "restore", "to_reference_state", "trace", "wrap"]
+_all_ = ["Spec", "create_model", "export", "load_checkpoint", "load_reference_state", "macs", "reducers",
+         "register_head", "register_reducer", "register_score", "restore", "to_reference_state", "trace", "wrap"]

@@ -93,7 +93,8 @@ def attend(
     "Attention of the given queries on all keys, then norm and gate of the module."
     if attn.fused_attn:
         dropout = attn.attn_drop.p if attn.training else 0.
-        out = F.scaled_dot_product_attention(qkv.q, qkv.k, qkv.v, attn_mask=qkv.mask, dropout_p=dropout, scale=qkv.scale)
+        out = F.scaled_dot_product_attention(
+            qkv.q, qkv.k, qkv.v, attn_mask=qkv.mask, dropout_p=dropout, scale=qkv.scale)
     else: out = attn.attn_drop(attention_map(qkv)) @ qkv.v
     return leave(attn, qkv, out)
 

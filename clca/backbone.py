@@ -26,7 +26,8 @@ from .registry import nearest, nearest_name
 
 # %% ../nbs/04_backbone.ipynb #fde58e4d
 class Seam:
-    "What happens between attention and MLP in one call of a block: here, nothing. Made for one call, and gone after it."
+    """What happens between attention and MLP in one call of a block: here, nothing.
+    Made for one call, and gone after it."""
     x: Tensor # [B, N, D] tokens that really entered the block
     plan: Any = None # what was decided
     watch: Any = None # told of queries, keys and values, if anybody looks
@@ -39,7 +40,13 @@ class Seam:
         return self.x + drop_path(update)
 
 # %% ../nbs/04_backbone.ipynb #aee46bcd
-def _through_attention(attn: nn.Module, x: Tensor, seam: Seam, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+def _through_attention(
+    attn: nn.Module,
+    x: Tensor, # [B, N, D]
+    seam: Seam,
+    rope: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+) -> Tensor: # [B, M, D]
     "A timm attention with a seam at its end."
     qkv = make_qkv(attn, x, rope, attn_mask)
     if seam.watch is not None: seam.watch(qkv)
@@ -69,8 +76,9 @@ def _open(base: type[nn.Module], through: Any) -> type[nn.Module]:
     "A subclass that takes a seam; without one it is its base."
     def forward(self, x, *args, seam=None, **kwargs):
         return base.forward(self, x, *args, **kwargs) if seam is None else through(self, x, seam, **kwargs)
-    name = f"Open{base.__name__}"
-    return type(name, (base,), dict(forward=forward, __module__=__name__, __qualname__=name, __doc__=f"timm's {base.__name__}, with a seam."))
+    name, about = f"Open{base.__name__}", f"timm's {base.__name__}, with a seam."
+    members = dict(forward=forward, __module__=__name__, __qualname__=name, __doc__=about)
+    return type(name, (base,), members)
 
 OpenBlock, OpenEvaBlock = _open(Block, _through_block), _open(EvaBlock, _through_block)
 OpenAttention, OpenAttentionRope = _open(Attention, _through_attention), _open(AttentionRope, _through_attention)
@@ -101,8 +109,10 @@ def call_block(
 class FirstTokens(Seam):
     "Only the first tokens are read: all attend to all, and the others get no output."
     def __init__(self, count: int): self.count = count
-    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: return project(attn, attend(attn, first_queries(qkv, self.count)))
-    def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: return self.x[:, :self.count] + drop_path(update)
+    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: # [B, count, D]
+        return project(attn, attend(attn, first_queries(qkv, self.count)))
+    def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: # [B, count, D]
+        return self.x[:, :self.count] + drop_path(update)
 
 # %% ../nbs/04_backbone.ipynb #528bd6b2
 def check_backbone(
@@ -113,13 +123,16 @@ def check_backbone(
         raise TypeError("NaFlexVit takes patches of any number and shape and is not supported: "
                         "use a VisionTransformer or Eva model, which take images of one size")
     if type(backbone) not in (VisionTransformer, VisionTransformerDistilled, Eva):
-        raise TypeError(f"{type(backbone).__name__} is not a flat ViT that can be walked: use a timm VisionTransformer or Eva model")
+        raise TypeError(f"{type(backbone).__name__} is not a flat ViT that can be walked: "
+                        "use a timm VisionTransformer or Eva model")
     for block in backbone.blocks: _check_block(block)
     if isinstance(backbone.patch_drop, (PatchDropout, PatchDropoutWithIndices)):
-        raise TypeError("patch dropout (patch_drop_rate) is not supported: it drops tokens behind the back of the reducer")
+        raise TypeError("patch dropout (patch_drop_rate) is not supported: "
+                        "it drops tokens behind the back of the reducer")
     if backbone.global_pool not in ("token", "avg", "map"):
         raise TypeError(f"pooling {backbone.global_pool!r} is not supported: use global_pool='token', 'avg' or 'map'")
 
+# %% ../nbs/04_backbone.ipynb #50ce16d6
 def _check_block(block: nn.Module) -> None:
     walked = {*OPEN, *OPEN.values()}
     if type(block) not in {*BLOCKS, *BLOCKS.values()}:
@@ -137,7 +150,8 @@ def check_image_size(
     "Raise `ValueError` if patches do not fill the image."
     if any(s % p for s, p in zip(size, patch)):
         near = [max(1, round(s / p)) * p for s, p in zip(size, patch)]
-        raise ValueError(f"image size {size[0]}x{size[1]} is not a multiple of the patch size {patch[0]}x{patch[1]}: use e.g. {near[0]}x{near[1]}")
+        raise ValueError(f"image size {size[0]}x{size[1]} is not a multiple of the patch size {patch[0]}x{patch[1]}: "
+                         f"use e.g. {near[0]}x{near[1]}")
 
 # %% ../nbs/04_backbone.ipynb #09e5d6b2
 FAMILIES = (VisionTransformer, Eva, NaFlexVit)
@@ -145,8 +159,10 @@ FAMILIES = (VisionTransformer, Eva, NaFlexVit)
 def flat_vits() -> list[str]:
     "Names of timm's models that a module with a flat ViT registers."
     known = {family.__name__ for family in FAMILIES}
-    return [name for name in timm.list_models() if known & vars(sys.modules[_model_entrypoints[name].__module__]).keys()]
+    def module_of(name: str): return sys.modules[_model_entrypoints[name].__module__]
+    return [name for name in timm.list_models() if known & vars(module_of(name)).keys()]
 
+# %% ../nbs/04_backbone.ipynb #c805aca3
 def create_backbone(
     name: str, # of a timm model, perhaps with a tag
     **kwargs: Any, # of `timm.create_model`
@@ -155,7 +171,8 @@ def create_backbone(
     arch = name.split(".")[0]
     if not timm.is_model(arch): nearest(arch, flat_vits(), "backbone")
     try: backbone = timm.create_model(name, **kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error: raise _complaint(name, arch, kwargs, error) from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise _complaint(name, arch, kwargs, error) from error
     check_backbone(backbone)
     check_image_size(backbone.patch_embed.img_size, backbone.patch_embed.patch_size)
     return backbone
@@ -166,7 +183,8 @@ def _complaint(name: str, arch: str, kwargs: dict[str, Any], error: Exception) -
         near = nearest_name(arch, flat_vits())
         return TypeError(f"{name!r} is not a flat ViT: use a VisionTransformer or Eva model of timm, e.g. {near!r}")
     asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-    return ValueError(f"{name!r} cannot be built with {asked}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{name!r} cannot be built with {asked}: {said}")
 
 # %% ../nbs/04_backbone.ipynb #eae3f696
 def drop_head(

@@ -46,10 +46,8 @@ class Cache(nn.Module):
     ):
         super().__init__()
         self.num_clr, self.gap, self.recover, self.protect, self.first = num_clr, gap, recover, protect, first
-        start = torch.randn(1, 1, dim) * .02 if cls_token is None else cls_token.detach().clone()
-        self.clr = nn.Parameter(start.repeat(1, num_clr, 1)) if num_clr else None
+        self.clr = _first_registers(dim, num_clr, cls_token)
         self.pos = nn.Parameter(torch.randn(1, num_clr, dim) * .02) if num_clr and position else None
-
     def registers(self) -> Tensor | None: # [1, num_clr, D]
         "The tokens that go to the end of the sequence."
         return self.clr if self.clr is None or self.pos is None else self.clr + self.pos
@@ -60,6 +58,12 @@ class Cache(nn.Module):
         "Nothing is held before the first block."
         return Held(seq.length - self.num_clr)
     def step(self, block, before, plan, seq, held): return after_block(self, block, before, plan, seq, held)
+
+# %% ../nbs/06_cache.ipynb #eb310673
+def _first_registers(dim: int, count: int, cls_token: Tensor | None) -> nn.Parameter | None: # [1, count, D]
+    "Registers before training: all alike, as CLS where there is one."
+    start = torch.randn(1, 1, dim) * .02 if cls_token is None else cls_token.detach().clone()
+    return nn.Parameter(start.repeat(1, count, 1)) if count else None
 
 # %% ../nbs/06_cache.ipynb #dd99492e
 def give_back(

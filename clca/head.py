@@ -16,7 +16,8 @@ from .sequence import TokenSequence, pooled
 
 # %% ../nbs/08_head.ipynb #ff7444ec
 class Head(nn.Module):
-    "What heads have in common. Subclasses take (dim, layers, num_classes) and implement `forward` on stacked CLS tokens, [B, D, g] -> [B, C]."
+    """What heads have in common.
+    Subclasses take (dim, layers, num_classes) and implement `forward` on stacked CLS tokens, [B, D, g] -> [B, C]."""
     every_group = True # read after every reduction and the last block, else after the last block alone
 
     def read(self, backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, D]
@@ -105,7 +106,8 @@ class LinearHead(Head):
     def read(self, backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, N, D] to be pooled, or [B, D]
         pools = dict(token=_prefix_tokens, avg=_mean_of_all, map=_attention_pool)
         if backbone.global_pool not in pools:
-            raise TypeError(f"pooling {backbone.global_pool!r} is not supported once tokens are reduced: use global_pool='token', 'avg' or 'map'")
+            raise TypeError(f"pooling {backbone.global_pool!r} is not supported once tokens are reduced: "
+                            "use global_pool='token', 'avg' or 'map'")
         return pools[backbone.global_pool](backbone, seq)
     def classify(self, backbone: nn.Module, read: list[Tensor]) -> Tensor: # [B, C]
         [features] = read

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .backbone import check_backbone, create_backbone, drop_head, open_blocks
 from .cache import Cache, recovery_blocks
 from .head import HEADS, tapped_blocks
-from .reducers import REDUCERS, NoReduction, Reducer
+from .reducers import REDUCERS, NoReduction
 from .schedule import Stage, make_stages, quarter_points
 from .scores import score_name
 from .sequence import Account
@@ -47,7 +47,8 @@ def create_stages(
     spec: Spec,
 ) -> nn.ModuleList: # a reducer per stage
     "The reducers of a model; a stage that keeps all has none."
-    method, score = REDUCERS.find(spec.reducer), score_name(spec.score, backbone.cls_token is not None)
+    method = REDUCERS.find(spec.reducer)
+    score = score_name(spec.score, backbone.cls_token is not None)
     patches, made = backbone.patch_embed.num_patches, nn.ModuleList()
     for stage in schedule_of(spec, len(backbone.blocks)):
         kind = NoReduction if stage.keep == 1 and not spec.reference else method
@@ -65,17 +66,21 @@ def create_cache(
     cls = backbone.cls_token
     position = cls is not None and backbone.pos_embed is not None and not backbone.no_embed_class
     recover = recovery_blocks(at, len(backbone.blocks), spec.recover_last)
-    return Cache(backbone.embed_dim, spec.num_clr, spec.gap, position, cls, recover, spec.protect, first=int(cls is not None))
+    return Cache(backbone.embed_dim, spec.num_clr, spec.gap, position, cls, recover, spec.protect,
+                 first=int(cls is not None))
 
+# %% ../nbs/11_model.ipynb #c8c89a5b
 def check_model(
     spec: Spec,
     backbone: nn.Module, # timm model
 ) -> None:
     "Raise `ValueError` for a combination that cannot be."
     if spec.num_classes < 1 and spec.head != "linear":
-        raise ValueError(f"num_classes={spec.num_classes} leaves a {spec.head!r} head nothing to tell apart: use head='linear' for features")
+        raise ValueError(f"num_classes={spec.num_classes} leaves a {spec.head!r} head nothing to tell apart: "
+                         "use head='linear' for features")
     if not spec.reference: return
-    if backbone.cls_token is None: raise ValueError("reference=True needs a backbone with a CLS token, as the published method does")
+    if backbone.cls_token is None:
+        raise ValueError("reference=True needs a backbone with a CLS token, as the published method does")
     if spec.head == "linear" and backbone.global_pool == "map":
         raise ValueError("reference=True with map pooling was never published: use the default behaviour")
 
@@ -93,7 +98,8 @@ def protected_start(model: "TokenReducedViT") -> int:
 
 # %% ../nbs/11_model.ipynb #2655ba76
 class TokenReducedViT(nn.Module):
-    "A timm ViT whose blocks `at` reduce tokens, with the cache and the head of CLCA: made by `create_model` or `wrap`."
+    """A timm ViT whose blocks `at` reduce tokens, with the cache and the head of CLCA.
+    Made by `create_model` or `wrap`."""
     def __init__(self,
         backbone: nn.Module, # timm model, taken over: its blocks are opened, and a head of ours replaces its own
         spec: Spec,
@@ -111,7 +117,8 @@ class TokenReducedViT(nn.Module):
         if spec.head != "linear": drop_head(backbone)
 
     def forward(self, images: Tensor, full: bool = False) -> Tensor | Output:
-        "Logits [B, C] of images [B, 3, H, W]; with `full` an `Output`, with all tokens and what a learned reducer decided."
+        """Logits [B, C] of images [B, 3, H, W].
+        With `full` an `Output`, with all tokens and what a learned reducer decided."""
         if full: return walk(self, images, full=True)
         untouched = not self.reducing and self.cache is None and self.spec.head == "linear"
         return self.backbone(images) if untouched else walk(self, images).logits
@@ -123,7 +130,8 @@ def _reads(name: str, get: Callable[["TokenReducedViT"], Any], doc: str) -> None
 
 _reads("depth", lambda model: len(model.backbone.blocks), "Number of blocks.")
 _reads("at", lambda model: tuple(stage.stage.block for stage in model.stages), "Blocks that reduce.")
-_reads("recover", lambda model: model.cache.recover if model.cache is not None else (), "Blocks after which the cache is given back.")
+_reads("recover", lambda model: () if model.cache is None else model.cache.recover,
+       "Blocks after which the cache is given back.")
 _reads("reference", lambda model: model.spec.reference, "Published behaviour with its defects.")
 _reads("reducing", lambda model: any(stage.reduces for stage in model.stages), "Some stage reduces.")
 _reads("account", lambda model: account_of(model), "What the method makes of sizes.")
@@ -169,17 +177,23 @@ def wrap(
     num_classes: int | None = None, # C of a new head; None: the model keeps its own classifier, head="linear"
     **options: Any, # of `create_model`
 ) -> TokenReducedViT:
-    "Reduce the tokens of a timm model that one already has. Raises `TypeError` by name for what cannot be walked, `ValueError` for options."
+    """Reduce the tokens of a timm model that one already has.
+    Raises `TypeError` by name for what cannot be walked, `ValueError` for options."""
     check_backbone(vit)
     for name in ("pretrained", "image_size", *split_options(options)["timm_kwargs"]):
-        if name in options: raise ValueError(f"{name}={options[name]!r} says how a backbone is built, and this one is built: leave it out")
+        if name in options:
+            raise ValueError(f"{name}={options[name]!r} says how a backbone is built, and this one is built: "
+                             "leave it out")
     own = num_classes is None
     if own and options.get("head", "linear") != "linear":
-        raise ValueError(f"head={options['head']!r} is a new head, which needs num_classes: give it, or leave head out to keep the model's own")
+        raise ValueError(f"head={options['head']!r} is a new head, which needs num_classes: "
+                         "give it, or leave head out to keep the model's own")
     given = dict(at=None) | (dict(head="linear") if own else {}) | options
     spec = Spec(architecture(vit), vit.num_classes if own else num_classes, **given)
-    return TokenReducedViT(_with_classes(copy.deepcopy(vit), spec), replace(spec, at=spec.at or quarter_points(len(vit.blocks))))
+    backbone = _with_classes(copy.deepcopy(vit), spec)
+    return TokenReducedViT(backbone, replace(spec, at=spec.at or quarter_points(len(vit.blocks))))
 
+# %% ../nbs/11_model.ipynb #e6597008
 def architecture(vit: nn.Module) -> str:
     "The name by which timm knows a model."
     return (getattr(vit, "pretrained_cfg", None) or {}).get("architecture") or type(vit).__name__
@@ -190,7 +204,8 @@ def _with_classes(vit: nn.Module, spec: Spec) -> nn.Module:
     return vit
 
 wrap.__signature__ = _signature(
-    inspect.Parameter("vit", _either, annotation=nn.Module), inspect.Parameter("num_classes", _either, default=None, annotation=int | None),
+    inspect.Parameter("vit", _either, annotation=nn.Module),
+    inspect.Parameter("num_classes", _either, default=None, annotation=int | None),
     but=("backbone", "image_size", "pretrained"), at=None)
 
 # %% ../nbs/11_model.ipynb #23017460
@@ -203,7 +218,8 @@ def auxiliary_loss(model: TokenReducedViT, out: Output) -> Tensor:
     return model.account.loss(out.decisions)
 
 def no_weight_decay(model: TokenReducedViT) -> set[str]:
-    "Names of parameters that weight decay must leave alone: timm's own, and the cache's registers with their positions."
+    """Names of parameters that weight decay must leave alone.
+    They are timm's own, and the cache's registers with their positions."""
     return {f"backbone.{name}" for name in model.backbone.no_weight_decay()} | {"cache.clr", "cache.pos"}
 
 TokenReducedViT.has_auxiliary_loss = property(has_auxiliary_loss)
@@ -212,16 +228,20 @@ TokenReducedViT.no_weight_decay = no_weight_decay
 
 # %% ../nbs/11_model.ipynb #f499d86c
 def reset_classifier(model: TokenReducedViT, num_classes: int) -> None:
-    "New weights for the last layer of the head, for other classes; all else stays, as in timm. Raises `ValueError` where that cannot be."
+    """New weights for the last layer of the head, for other classes; all else stays, as in timm.
+    Raises `ValueError` where that cannot be."""
     if model.spec.head == "linear": model.backbone.reset_classifier(num_classes)
-    elif num_classes < 1: raise ValueError(f"num_classes={num_classes} leaves the head nothing to tell apart: it must be at least 1")
+    elif num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} leaves the head nothing to tell apart: it must be at least 1")
     elif not hasattr(model.head, "classifier"):
-        raise ValueError(f"the head {model.spec.head!r} has no layer called classifier that could be renewed: build a new model")
+        raise ValueError(f"the head {model.spec.head!r} has no layer called classifier that could be renewed: "
+                         "build a new model")
     else:
         fresh = type(model.head)(model.backbone.embed_dim, len(model.taps), num_classes)
         model.head.classifier = fresh.classifier.to(next(model.head.classifier.parameters()))
     model.num_classes, model.spec = num_classes, replace(model.spec, num_classes=num_classes)
 
+# %% ../nbs/11_model.ipynb #b1496132
 def forward_features(model: TokenReducedViT, images: Tensor) -> Tensor: # [B, N, D]
     "All tokens that leave the last block, after the backbone's final norm where the head has left it one."
     return model.backbone.norm(walk(model, images, full=True).tokens)

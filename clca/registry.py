@@ -28,8 +28,10 @@ def nearest(
     "`name`, or a `ValueError` that suggests the nearest valid one."
     valid = list(valid)
     if name in valid: return name
-    hint = f"did you mean {close!r}? " if (close := nearest_name(name, valid)) else ""
-    raise ValueError(f"unknown {what} {name!r}: {hint}" + (f"Valid: {', '.join(valid)}" if len(valid) <= 20 else f"There are {len(valid)}"))
+    close = nearest_name(name, valid)
+    hint = f"did you mean {close!r}? " if close else ""
+    listed = f"Valid: {', '.join(valid)}" if len(valid) <= 20 else f"There are {len(valid)}"
+    raise ValueError(f"unknown {what} {name!r}: {hint}{listed}")
 
 # %% ../nbs/02_registry.ipynb #6a547891
 class Registry(dict):
@@ -42,26 +44,37 @@ class Registry(dict):
         self.what, self.check, self.handed = what, check, {}
 
     def add(self, name: str, thing: Any) -> Any:
-        "Register. Raises `ValueError` if the name belongs to another thing; the same cell of a notebook may run again."
+        """Register; the same cell of a notebook may run again.
+        Raises `ValueError` if the name belongs to another thing."""
         self.check(thing)
-        if not name or ":" in name: raise ValueError(f"{name!r} is no name for a {self.what}: use a word without a colon")
-        if name in self and address(self[name]) != address(thing):
-            raise ValueError(f"{self.what} {name!r} is taken by {address(self[name])}: choose another name")
+        _check_free(self, name, thing)
         self[name] = thing
         return thing
-
     def remember(self, name: str, thing: Any) -> None:
         "Let a name or an address mean this thing in this process, so that nothing needs to be imported for it."
         self.check(thing)
         self.handed[name] = thing
     def find(self, name: str) -> Any:
-        "The thing of this name or address. Raises `ValueError` for an unknown name, `TypeError` for a thing of another kind."
-        if name in self.handed and name not in self: return self.handed[name]
-        if ":" not in str(name): return self[nearest(name, self, self.what)]
-        thing = _imported(name, self.what)
-        thing = next((registered for registered in self.values() if address(registered) == name), thing)
-        self.remember(name, thing)
-        return thing
+        """The thing of this name or address.
+        Raises `ValueError` for an unknown name, `TypeError` for a thing of another kind."""
+        return _found(self, name)
+
+# %% ../nbs/02_registry.ipynb #9250f8dd
+def _check_free(registry: Registry, name: str, thing: Any) -> None:
+    "Raise `ValueError` if the name cannot be given to this thing."
+    if not name or ":" in name:
+        raise ValueError(f"{name!r} is no name for a {registry.what}: use a word without a colon")
+    if name in registry and address(registry[name]) != address(thing):
+        raise ValueError(f"{registry.what} {name!r} is taken by {address(registry[name])}: choose another name")
+
+def _found(registry: Registry, name: str) -> Any:
+    "What a name or an address means, and from now on means in this process."
+    if name in registry.handed and name not in registry: return registry.handed[name]
+    if ":" not in str(name): return registry[nearest(name, registry, registry.what)]
+    imported = _imported(name, registry.what)
+    thing = next((registered for registered in registry.values() if address(registered) == name), imported)
+    registry.remember(name, thing)
+    return thing
 
 # %% ../nbs/02_registry.ipynb #fc6d6443
 def address(thing: Any) -> str: # "package.module:Class"
@@ -73,7 +86,9 @@ def _imported(name: str, what: str) -> Any:
     "What stands at an address."
     module, _, attribute = name.partition(":")
     try: thing = importlib.import_module(module)
-    except ImportError as e: raise ValueError(f"{what} {name!r} cannot be imported ({e}): is its package installed, or its folder on PYTHONPATH?") from e
+    except ImportError as e:
+        raise ValueError(f"{what} {name!r} cannot be imported ({e}): "
+                         "is its package installed, or its folder on PYTHONPATH?") from e
     for part in attribute.split("."):
         if not hasattr(thing, part): raise ValueError(f"{what} {name!r} does not exist: {module} has no {attribute!r}")
         thing = getattr(thing, part)
@@ -91,4 +106,5 @@ def known(
     for thing in registry.values():
         if name == address(thing): return thing
     raise ValueError(f"{registry.what} {name!r} is not registered, and a file never makes this package import code: "
-                     f"import the module that registers it, or hand the class over as classes={{{name!r}: TheClass}}. Registered: {', '.join(registry)}")
+                     f"import the module that registers it, or hand the class over as classes={{{name!r}: TheClass}}. "
+                     f"Registered: {', '.join(registry)}")

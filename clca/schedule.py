@@ -43,7 +43,9 @@ def check_keep(
 ) -> tuple[float, ...]: # one rate per stage
     "Keep rates per stage; a `ValueError` names what is wrong."
     rates = tuple(keep) if isinstance(keep, Sequence) and not isinstance(keep, str) else (keep,) * stages
-    if len(rates) != stages: raise ValueError(f"keep has {len(rates)} rates for {stages} stages: give one number, or one per block in `at`")
+    if len(rates) != stages:
+        raise ValueError(f"keep has {len(rates)} rates for {stages} stages: "
+                         "give one number, or one per block in `at`")
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate <= 1:
             raise ValueError(f"keep={rate!r} is not a keep rate: use a number above 0 and up to 1, e.g. 0.25")
@@ -59,7 +61,9 @@ def check_at(
     for block in at:
         if isinstance(block, bool) or not isinstance(block, Integral) or not 0 <= block < depth:
             raise ValueError(f"at={list(at)} names block {block!r}, but this model has blocks 0 to {depth - 1}")
-    if list(at) != sorted(set(at)): raise ValueError(f"at={list(at)} must be in rising order without repeats, e.g. {sorted(set(at))}")
+    rising = sorted(set(at))
+    if list(at) != rising:
+        raise ValueError(f"at={list(at)} must be in rising order without repeats, e.g. {rising}")
     return tuple(map(int, at))
 
 def quarter_points(
@@ -78,7 +82,8 @@ def make_stages(
     at = check_at(at, depth)
     rates, last = check_keep(keep, len(at)), len(at) - 1
     totals = [_product(rates[:count]) for count in range(len(at) + 1)]
-    return [Stage(s, block, rate, totals[s + 1], s == last, totals[s]) for s, (block, rate) in enumerate(zip(at, rates))]
+    return [Stage(s, block, rate, totals[s + 1], s == last, totals[s])
+            for s, (block, rate) in enumerate(zip(at, rates))]
 
 def _product(rates: Sequence[float]) -> float:
     "Equal rates as a power, whose last bit is the published one."

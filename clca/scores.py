@@ -52,7 +52,8 @@ class Score(NamedTuple):
 # %% ../nbs/07_scores.ipynb #58bc71c5
 def _check_score(thing: object) -> None:
     if not isinstance(thing, Score):
-        raise TypeError(f"{thing!r} is no score: write a function of a View that returns [B, N], and decorate it with clca.register_score(name)")
+        raise TypeError(f"{thing!r} is no score: write a function of a View that returns [B, N], "
+                        "and decorate it with clca.register_score(name)")
 
 SCORES = Registry("score", _check_score)
 
@@ -61,7 +62,8 @@ def register_score(
     *, needs: str = "attention", # "attention", or "update" for what the block's attention adds to each token
     kind: str = "any", # "any", "positive", or "shares" (positive, together at most one)
 ) -> Callable[[Callable], Callable]:
-    "Decorator for a function of a `View` that returns [B, N], or [B, H, N] with a row for each head. Raises `ValueError` for a name that is taken."
+    """Decorator for a function of a `View` that returns [B, N], or [B, H, N] with a row for each head.
+    Raises `ValueError` for a name that is taken."""
     if needs not in ("attention", "update"): raise ValueError(f"needs={needs!r} must be 'attention' or 'update'")
     if kind not in KINDS: raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
     def add(function: Callable) -> Callable:
@@ -93,5 +95,6 @@ def score_name(
     "How topk, evit and ats rank tokens. Raises `ValueError` where that cannot be."
     name = {"auto": "cls" if has_cls else "mean"}.get(score, score)
     SCORES.find(name)
-    if name == "cls" and not has_cls: raise ValueError("score='cls' needs a backbone with a CLS token: use score='mean' or 'update'")
+    if name == "cls" and not has_cls:
+        raise ValueError("score='cls' needs a backbone with a CLS token: use score='mean' or 'update'")
     return name

@@ -47,8 +47,8 @@ class TokenSequence(NamedTuple):
     patches: int = 0 # patches at the model's input, P
     start: int = 0 # candidates at the model's input
     account: Account = Account()
-    size: Tensor | None = None # [B, N] patches each token stands for (0: padding), where the method keeps account of it
-    place: Tensor | None = None # [B, N] source patch of each token, -1 for none, [1, N] if all images have the same; where it is needed
+    size: Tensor | None = None # [B, N] patches each token stands for, 0 for padding; None: the method keeps no account
+    place: Tensor | None = None # [B, N], or [1, N] for all: source patch of each token, -1 for none; None: not needed
 
     @property
     def length(self) -> int: return self.x.shape[1] # N
@@ -71,7 +71,8 @@ def follow_tokens(
 ) -> TokenSequence:
     "Take everything that travels with the tokens through a plan that has been applied to them."
     if plan is None: return seq._replace(x=x)
-    lo, hi, size, place = seq.lo, seq.hi, seq.size, seq.place
+    lo, hi = seq.lo, seq.hi
+    size, place = seq.size, seq.place
     if size is None and seq.account.keeps_sizes: size = x.new_ones(seq.x.shape[:2])
     if size is not None:
         merged = seq.account.merge_sizes(plan, size[:, lo:hi])
@@ -85,7 +86,8 @@ def reduce_tokens(
     values: Tensor | None = None, # [B, n, D] in place of the candidates, for methods that normalise first
 ) -> TokenSequence:
     "Apply a plan to the tokens and to everything that travels with them."
-    return seq if plan is None else follow_tokens(seq, plan, apply(plan, seq.x, seq.lo, seq.hi, values))
+    if plan is None: return seq
+    return follow_tokens(seq, plan, apply(plan, seq.x, seq.lo, seq.hi, values))
 
 # %% ../nbs/05_sequence.ipynb #c098d780
 def insert_tokens(
@@ -93,7 +95,8 @@ def insert_tokens(
     tokens: Iterable[Tensor], # each [B, ·, D]
     at: int, # position: the end, or before protected registers
 ) -> TokenSequence:
-    "Put tokens into the sequence; they stand in no patch's place, and join the protected tail if the method protects them."
+    """Put tokens into the sequence.
+    They stand in no patch's place, and join the protected tail if the method protects them."""
     x = torch.cat([seq.x[:, :at], *tokens, seq.x[:, at:]], 1)
     batch, count = x.shape[0], x.shape[1] - seq.length
     def put(old: Tensor | None, fill: float) -> Tensor | None:

@@ -18,6 +18,7 @@ def _cached(default: Any) -> Any:
     "A field that has a meaning only with the cache."
     return field(default=default, metadata={"cache": True})
 
+# %% ../nbs/09_spec.ipynb #47a19333
 @dataclass(frozen=True)
 class Spec:
     "The options of a model. Raises `ValueError` with one sentence for a value that no model can have."
@@ -26,7 +27,7 @@ class Spec:
     reducer: str = "evit" # a name of `clca.reducers.names()`, or "package.module:Class"
     keep: float | tuple[float, ...] = 0.1 # share of tokens kept, for all stages or per stage
     at: tuple[int, ...] | None = (3, 6, 9) # blocks that reduce, 0-based; None: the quarter points of the depth
-    head: str = "cla" # "cla", "linear", the controls "cla_last" and "ifa", a registered name, or "package.module:Class"
+    head: str = "cla" # "cla", "linear", the controls "cla_last", "ifa", a registered name, or "package.module:Class"
     cache: bool = True # use the cross-layer cache
     num_clr: int = _cached(1) # registers of the cache
     gap: bool = _cached(True) # pooled token in the cache
@@ -53,11 +54,14 @@ def _is_whole(value: Any) -> bool: return isinstance(value, Integral) and not is
 def _check_kinds(spec: Spec) -> None:
     "Raise `ValueError` for the first value of the wrong kind."
     for name in ("backbone", "reducer", "head", "score"):
-        if not isinstance(value := getattr(spec, name), str): raise ValueError(f"{name}={value!r} must be a name")
+        if not isinstance(value := getattr(spec, name), str):
+            raise ValueError(f"{name}={value!r} must be a name")
     for name in ("cache", "gap", "recover_last", "protect", "pretrained", "reference"):
-        if not isinstance(value := getattr(spec, name), bool): raise ValueError(f"{name}={value!r} must be True or False")
+        if not isinstance(value := getattr(spec, name), bool):
+            raise ValueError(f"{name}={value!r} must be True or False")
     if not _is_whole(spec.num_classes) or spec.num_classes < 0:
-        raise ValueError(f"num_classes={spec.num_classes!r} must be a whole number, at least 1, or 0 with head='linear' for features")
+        raise ValueError(f"num_classes={spec.num_classes!r} must be a whole number, at least 1, "
+                         "or 0 with head='linear' for features")
     if not _is_whole(spec.num_clr) or spec.num_clr < 0:
         raise ValueError(f"num_clr={spec.num_clr!r} must be 0 or more: the whole number of registers")
     if spec.cache and not spec.num_clr and not spec.gap:
@@ -97,7 +101,8 @@ def variant_options(
 ) -> dict[str, Any]: # head and cache
     "What the paper's name of a variant (or a control's) means for the model."
     head, plus, cached = variant.partition("+")
-    if plus and cached != "clc": raise ValueError(f"variant {variant!r} is not known: use the name of a head, or with +clc for the cache")
+    if plus and cached != "clc":
+        raise ValueError(f"variant {variant!r} is not known: use the name of a head, or with +clc for the cache")
     head, cache = VARIANTS.get(variant, (head, cached == "clc"))
     return dict(head=head, cache=cache)
 

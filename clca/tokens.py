@@ -95,7 +95,8 @@ class Merge(NamedTuple):
         out = x.new_zeros(x.shape[0], self.place.shape[1], *x.shape[2:])
         return out.scatter_add(1, _like(self.slot, x).expand_as(x), x)
     def __call__(self, x: Tensor) -> Tensor: return self.sum(x * _like(self.share.to(x.dtype), x))
-    def means(self, before: int, after: int) -> tuple["Merge", None] | None: return (self, None) if self.exact else None
+    def means(self, before: int, after: int) -> tuple["Merge", None] | None:
+        return (self, None) if self.exact else None
 
 def _like(per_token: Tensor, x: Tensor) -> Tensor:
     "One number per token, shaped to go with `x`."

@@ -26,10 +26,14 @@ class Watcher:
     attention = False # wants queries, keys and values of every block
 
     def start(self, seq: TokenSequence) -> None: "The sequence before the first block."
-    def attend(self, block: int, qkv: Any) -> None: "What the attention of a block is made of, of all tokens that entered."
-    def passed(self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence) -> None:
+    def attend(self, block: int, qkv: Any) -> None:
+        "What the attention of a block is made of, of all tokens that entered."
+    def passed(
+        self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence,
+    ) -> None:
         "A block, with its reduction if it has one: the sequence before and after, not yet given the cache."
-    def given(self, block: int, at: int, count: int) -> None: "So many tokens of the cache were put into the sequence, at this position."
+    def given(self, block: int, at: int, count: int) -> None:
+        "So many tokens of the cache were put into the sequence, at this position."
 
 # %% ../nbs/10_walk.ipynb #1ec41884
 def begin(
@@ -40,10 +44,13 @@ def begin(
     "Embed the images, with the registers of the cache at the end."
     cache, backbone = model.cache, model.backbone
     x, tables = embed(backbone, images, cache.registers() if cache else None)
-    registers, prefix, account = cache.num_clr if cache else 0, backbone.num_prefix_tokens, model.account
-    patches, tail = x.shape[1] - prefix - registers, registers if model.spec.protect or account.protects_cache else 0
+    registers = cache.num_clr if cache else 0
+    prefix, account = backbone.num_prefix_tokens, model.account
+    patches = x.shape[1] - prefix - registers
+    tail = registers if model.spec.protect or account.protects_cache else 0
     place = None
-    if placed or tables is not None: place = F.pad(torch.arange(patches, device=x.device)[None], (prefix, registers), value=-1)
+    if placed or tables is not None:
+        place = F.pad(torch.arange(patches, device=x.device)[None], (prefix, registers), value=-1)
     seq = TokenSequence(x, model.lo, tail, prefix, patches, account=account, size=account.sizes(x), place=place)
     return seq._replace(start=seq.hi - seq.lo), tables
 
@@ -55,12 +62,16 @@ def callable_block(
     watcher: Watcher | None = None,
 ) -> Call:
     "The block as a function of the sequence, an attention mask and what makes a seam; it returns tokens and plan."
-    table, turned = block_table(model.backbone, tables, index), model.reducing or model.cache is not None
+    table = block_table(model.backbone, tables, index)
+    turned = table is not None and (model.reducing or model.cache is not None)
     looks = watcher is not None and watcher.attention
-    def call(seq: TokenSequence, mask: Tensor | None = None, seam: Callable[[], Seam] | None = None) -> tuple[Tensor, Plan | None]:
-        rope = rotations(table, seq.place[:, seq.prefix:]) if table is not None and turned else table
+    def call(
+        seq: TokenSequence, mask: Tensor | None = None, seam: Callable[[], Seam] | None = None,
+    ) -> tuple[Tensor, Plan | None]:
+        rope = rotations(table, seq.place[:, seq.prefix:]) if turned else table
+        if looks and seam is None: seam = Seam
         def through(x: Tensor) -> tuple[Tensor, Plan | None]:
-            made = seam() if seam else Seam() if looks else None
+            made = seam() if seam else None
             if looks: made.watch = partial(watcher.attend, index)
             return call_block(model.backbone.blocks[index], x, rope, mask, made), made and made.plan
         if model.backbone.grad_checkpointing and model.training: return checkpoint(through, seq.x, use_reentrant=False)
@@ -110,11 +121,14 @@ def pass_block(
 ) -> tuple[TokenSequence, Plan | None]:
     "One block: with a reduction, for the tokens that are read, or as it is."
     if stage is not None and stage.reduces: return stage.run(call, seq, cache)
-    if only is not None: return seq._replace(x=call(seq, seq.mask, lambda: FirstTokens(only))[0]), None
+    if only is not None:
+        x, _ = call(seq, seq.mask, lambda: FirstTokens(only))
+        return seq._replace(x=x), None
     return seq.account.plain(call, seq), None
 
 def tokens_needed(model: nn.Module, block: int) -> int | None:
     "Tokens at the start of the last block's output that are all that the head reads; `None`: all."
     last = block == model.depth - 1 and block not in model.at
-    if not last or model.spec.reference or model.training and model.account.padded: return None
+    if not last or model.spec.reference: return None
+    if model.training and model.account.padded: return None
     return model.head.tokens_read(model.backbone)

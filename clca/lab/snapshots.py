@@ -28,23 +28,27 @@ def snapshot(
     *, shown: int = 4, # test images, of classes spread over all
     sample: int = 0, # test images whose CLS tokens are kept; 0: none
 ) -> tuple[dict[str, Tensor], dict[str, Any]]: # arrays; facts about them
-    "What the pictures of a run need: `images`, `left.s` and `looked.s` for each stage s, and with a sample `cls` and `labels`."
+    """What the pictures of a run need.
+    `images`, `left.s` and `looked.s` for each stage s, and with a sample `cls` and `labels`."""
     metrics, model = read_metrics(Path(run)), load_checkpoint(run)
     data = data_of_run(metrics, run)
     images, _ = some_images(data, shown)
-    out = dict(images=((images * data.test.std + data.test.mean) * 255).round().clamp(0, 255).byte()) | stage_maps(model, images)
+    pixels = (images * data.test.std + data.test.mean) * 255
+    arrays = dict(images=pixels.round().clamp(0, 255).byte()) | stage_maps(model, images)
     if sample:
         images, labels = some_images(data, sample)
-        out |= dict(cls=cls_tokens(model, images).half(), labels=labels)
+        arrays |= dict(cls=cls_tokens(model, images).half(), labels=labels)
     keys = ("run_id", "data_hash", "git_commit", "dataset", "reducer", "keep", "head", "cache", "seed", "at")
-    return {name: array.contiguous() for name, array in out.items()}, {k: metrics[k] for k in keys} | dict(classes=data.classes)
+    facts = {key: metrics[key] for key in keys} | dict(classes=data.classes)
+    return {name: array.contiguous() for name, array in arrays.items()}, facts
 
 # %% ../../nbs/lab/09_snapshots.ipynb #889b71c6
 def data_of_run(metrics: dict[str, Any], run: str | Path) -> Data:
     "The data that a run was made from. Raises `ValueError` if there are other data now."
     options = {name: metrics[name] for name in ("image_size", "images_per_class", "data_seed")}
     data = load_data(metrics["dataset"], metrics["data_root"], **options, augment=False)
-    if data.hash != metrics["data_hash"]: raise ValueError(f"{run} was made from other data ({metrics['data_hash']}) than there is now ({data.hash})")
+    if data.hash != metrics["data_hash"]:
+        raise ValueError(f"{run} was made from other data ({metrics['data_hash']}) than there is now ({data.hash})")
     return data
 
 def some_images(data: Data, count: int) -> tuple[Tensor, Tensor]: # images [n, 3, H, W], labels [n]
@@ -52,6 +56,7 @@ def some_images(data: Data, count: int) -> tuple[Tensor, Tensor]: # images [n, 3
     picked = torch.linspace(0, len(data.test) - 1, min(count, len(data.test))).long().tolist()
     return torch.stack([data.test[i][0] for i in picked]), torch.tensor([data.test.labels[i] for i in picked])
 
+# %% ../../nbs/lab/09_snapshots.ipynb #8d5cc914
 def stage_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]: # each [B, h, w]
     "What every stage left of each patch, and where CLS had looked by then."
     grid, looked = model.backbone.patch_embed.grid_size, cls_rollout(model, images)
@@ -74,4 +79,6 @@ def save_snapshot(
 
 def load_snapshot(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]: # arrays; facts
     "What `save_snapshot` wrote."
-    with safe_open(path, "pt") as file: return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()["facts"])
+    with safe_open(path, "pt") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        return arrays, json.loads(file.metadata()["facts"])

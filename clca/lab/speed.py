@@ -98,11 +98,15 @@ def training_step(model: nn.Module, images: Tensor, classes: int, autocast: torc
 class CutBetween(Seam):
     "All queries, and then only the first tokens: what a reduction leaves to the MLP, without a reduction."
     def __init__(self, count: int): self.count = count
-    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: return project(attn, attend(attn, qkv)[:, :self.count])
-    def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: return self.x[:, :self.count] + drop_path(update)
+    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: # [B, count, D]
+        return project(attn, attend(attn, qkv)[:, :self.count])
+    def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: # [B, count, D]
+        return self.x[:, :self.count] + drop_path(update)
 
+# %% ../../nbs/lab/07_speed.ipynb #75865aa3
 class BlocksAlone(nn.Module):
-    "Embedding and blocks of a model; each block gets random tokens, as many as it sees there, and all queries except in the last block."
+    """Embedding and blocks of a model.
+    Each block gets random tokens, as many as it sees there, and all queries except in the last block."""
     def __init__(self,
         model: nn.Module, # from `create_model`
         images: Tensor, # [B, 3, H, W]

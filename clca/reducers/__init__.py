@@ -20,11 +20,13 @@ from .patchmerger import PatchMerger, patchmerger
 from ..scores import View
 
 # %% ../../nbs/reducers/99_init.ipynb #ca699d59
-_all_ = ["REDUCERS", "NoReduction", "Reducer", "register_reducer", "View", "TopK", "topk", "EViT", "evit", "DynamicViT", "Predictor",
-         "ratio_loss", "distillation_loss", "ATS", "ats", "DPCKNN", "dpcknn", "ToMe", "tome", "SiT", "sit", "PatchMerger", "patchmerger"]
+_all_ = ["REDUCERS", "NoReduction", "Reducer", "register_reducer", "View", "TopK", "topk", "EViT", "evit",
+         "DynamicViT", "Predictor", "ratio_loss", "distillation_loss", "ATS", "ats", "DPCKNN", "dpcknn",
+         "ToMe", "tome", "SiT", "sit", "PatchMerger", "patchmerger"]
 
-for _name, _kind in dict(topk=TopK, evit=EViT, dyvit=DynamicViT, ats=ATS, dpcknn=DPCKNN, tome=ToMe, sit=SiT, patchmerger=PatchMerger).items():
-    REDUCERS.add(_name, _kind)
+_OURS = dict(
+    topk=TopK, evit=EViT, dyvit=DynamicViT, ats=ATS, dpcknn=DPCKNN, tome=ToMe, sit=SiT, patchmerger=PatchMerger)
+for _name, _kind in _OURS.items(): REDUCERS.add(_name, _kind)
 
 def names() -> list[str]:
     "Names of the reducers, as `create_model(reducer=…)` takes them: ours, then those that others have registered."

@@ -19,7 +19,8 @@ def grid(
     k: int, # nominal number of samples, plus one
     like: Tensor, # for the device
 ) -> Tensor: # [G] about k - 1 points in 0…1
-    "1/(2k), 3/(2k), … The expression is the published one to the letter, for its rounding decides whether there are k - 1 points or k."
+    """1/(2k), 3/(2k), …
+    The expression is the published one to the letter: its rounding decides whether there are k - 1 points or k."""
     return torch.arange(1 / (2 * k), (2 * k - 1) / (2 * k), 2 / (2 * k), device=like.device)
 
 # %% ../../nbs/reducers/04_ats.ipynb #69a98ae2
@@ -66,7 +67,8 @@ class ATS(Reducer):
     @property
     def padded(self) -> bool: return not self.reference
     def scores(self, view: View) -> Tensor: # [B, n]
-        "A score that has a row for each head counts by the length of that head's values; any other one counts as it is."
+        """A score that has a row for each head counts by the length of that head's values.
+        Any other one counts as it is."""
         score = SCORES.find(self.criterion).of(view)
         return view.cut(score if score.dim() == 2 else (score * view.p.v.norm(dim=-1)).sum(1))
     def forward(self, view: View) -> Select | None:
@@ -88,7 +90,9 @@ def published_ats(
     cdf = (score / (score.sum(1, keepdim=True) + 1e-6)).cumsum(1)
     if valid is not None: cdf = cdf + .1 * ~valid
     points = grid(k, cdf).to(cdf.dtype)
-    if len(points) == 0: return Select(*(score.new_zeros(len(score), 0, dtype=kind) for kind in (torch.long, torch.bool)))
+    if len(points) == 0:
+        nothing = score.new_zeros(len(score), 0)
+        return Select(nothing.long(), nothing.bool())
     ids = torch.cdist(points[None, :, None].expand(cdf.shape[0], -1, -1), cdf.unsqueeze(2)).argmin(2)
     return unique(ids, pad=-1)
 

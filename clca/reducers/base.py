@@ -21,7 +21,7 @@ from ..tokens import Plan, apply, copied_rows
 
 # %% ../../nbs/reducers/00_base.ipynb #5ba21c14
 class Reducer(nn.Module, Account):
-    "One stage of a method. Subclasses implement `forward(view) -> Plan | None`; what follows from sizes is in `Account`."
+    "One stage of a method: subclasses implement `forward(view) -> Plan | None`. What sizes mean is in `Account`."
     reduces = True
     before = False # reduce before the block, else between attention and MLP
     protects_prefix = False # never reduces registers of the backbone
@@ -53,8 +53,9 @@ def _check_score_kind(reducer: Reducer) -> None:
     "Raise `ValueError` if the method cannot use scores of this kind."
     score = SCORES.find(reducer.criterion)
     if not score.is_at_least(reducer.score_kind):
-        raise ValueError(f"score={reducer.criterion!r} cannot be used by {type(reducer).__name__}, which needs {reducer.score_kind} scores: "
-                         f"if they are never below zero, register it with kind={reducer.score_kind!r}, else use reducer='topk'")
+        raise ValueError(f"score={reducer.criterion!r} cannot be used by {type(reducer).__name__}, "
+                         f"which needs {reducer.score_kind} scores: if they are never below zero, "
+                         f"register it with kind={reducer.score_kind!r}, else use reducer='topk'")
 
 # %% ../../nbs/reducers/00_base.ipynb #fd450759
 Call = Callable[..., tuple[Tensor, Plan | None]] # (sequence, mask=None, seam=None) -> tokens [B, M, D], plan
@@ -110,21 +111,24 @@ def attend_reduced(
     if means is None: return None
     plan, total = means
     seam.reduced, seam.rows = True, copied_rows(plan, qkv.q.shape[2], lo)
-    if plan.copies is not None and not plan.summed: return project(attn, attend(attn, take_queries(qkv, plan.copies, lo, hi)))
+    if plan.copies is not None and not plan.summed:
+        return project(attn, attend(attn, take_queries(qkv, plan.copies, lo, hi)))
     out = project(attn, apply(plan, attend(attn, qkv), lo, hi, rows=seam.rows))
     return out if total is None else out * total.to(out.dtype).unsqueeze(2)
 
 # %% ../../nbs/reducers/00_base.ipynb #ea7f7d9d
 def _check_reducer(thing: object) -> None:
     if not (isinstance(thing, type) and issubclass(thing, Reducer)):
-        raise TypeError(f"{thing!r} is no reducer: write a subclass of clca.reducers.Reducer with forward(view) -> Plan | None")
+        raise TypeError(f"{thing!r} is no reducer: "
+                        "write a subclass of clca.reducers.Reducer with forward(view) -> Plan | None")
 
 REDUCERS = Registry("reducer", _check_reducer)
 
 def register_reducer(
     name: str, # by which create_model(reducer=…) takes it
 ) -> Callable[[type[Reducer]], type[Reducer]]:
-    "Decorator for a subclass of `Reducer`. Raises `ValueError` for a name that is taken, `TypeError` for another class."
+    """Decorator for a subclass of `Reducer`.
+    Raises `ValueError` for a name that is taken, `TypeError` for another class."""
     return lambda kind: REDUCERS.add(name, kind)
 
 @register_reducer("none")

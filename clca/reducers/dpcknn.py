@@ -18,7 +18,8 @@ from ..tokens import Merge, merge
 
 # %% ../../nbs/reducers/05_dpcknn.ipynb #304d1b3c
 def distances(x: Tensor) -> Tensor: # [B, n, D] -> [B, n, n]
-    "Euclidean distances of all pairs; by the same formula written out where a graph is exported, since ONNX has no `cdist`."
+    """Euclidean distances of all pairs.
+    By the same formula written out where a graph is exported, since ONNX has no `cdist`."""
     if not torch.compiler.is_exporting(): return torch.cdist(x, x)
     square = x.square().sum(-1, keepdim=True)
     return (square + square.transpose(1, 2) - 2 * (x @ x.transpose(1, 2))).clamp(min=0).sqrt()
@@ -59,7 +60,8 @@ def dpcknn(
 
 # %% ../../nbs/reducers/05_dpcknn.ipynb #622143a2
 class DPCKNN(Reducer):
-    "DPC-KNN before the block; int(patches * total) clusters, at least 5 (1 in the last stage). Registers and the cache's tokens are left alone."
+    """DPC-KNN before the block; int(patches * total) clusters, at least 5 (1 in the last stage).
+    Registers and the cache's tokens are left alone."""
     before = protects_prefix = protects_cache = merges = True
 
     def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
@@ -68,7 +70,9 @@ class DPCKNN(Reducer):
         nn.init.trunc_normal_(self.score.weight, std=.02)
         nn.init.zeros_(self.score.bias)
     def forward(self, view: View) -> Merge | None:
-        clusters = min(max(absolute(self.stage.total, view.patches), 1 if self.stage.last else 5), view.n)
-        if clusters == view.n and not self.reference and not self.training: return None # in training its weights need a gradient
+        least = 1 if self.stage.last else 5
+        clusters = min(max(absolute(self.stage.total, view.patches), least), view.n)
+        idle = clusters == view.n and not self.training # in training its weights need a gradient
+        if idle and not self.reference: return None
         noise = 1e-6 if self.reference and self.training else 0.
         return dpcknn(view.body, clusters, in_single(self.score(view.body).squeeze(2)).exp(), noise=noise)

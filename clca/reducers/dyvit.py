@@ -29,7 +29,8 @@ class Predictor(nn.Module):
         super().__init__()
         half, quarter = dim // 2, dim // 4
         self.in_conv = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.out_conv = nn.Sequential(nn.Linear(dim, half), nn.GELU(), nn.Linear(half, quarter), nn.GELU(), nn.Linear(quarter, 2))
+        self.out_conv = nn.Sequential(
+            nn.Linear(dim, half), nn.GELU(), nn.Linear(half, quarter), nn.GELU(), nn.Linear(quarter, 2))
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=.02)
@@ -41,7 +42,8 @@ class Predictor(nn.Module):
     ) -> Tensor: # [B, n, 2] log-probability to keep, to drop
         local, rest = self.in_conv(x).chunk(2, -1)
         alive = x.new_ones(x.shape[:2]) if alive is None else alive.to(x.dtype)
-        mean = (rest * alive.unsqueeze(2)).sum(1, keepdim=True) / alive.sum(1).clamp(min=least)[:, None, None] + 1e-6
+        count = alive.sum(1).clamp(min=least)[:, None, None]
+        mean = (rest * alive.unsqueeze(2)).sum(1, keepdim=True) / count + 1e-6
         logits = self.out_conv(torch.cat([local, mean.expand_as(local)], -1))
         return logits.to(torch.promote_types(x.dtype, torch.float32)).log_softmax(-1).to(x.dtype)
 
@@ -73,9 +75,11 @@ class PolicySeam(Seam):
 def ratio_loss(
     decisions: list[Weigh], # one per stage
 ) -> Tensor:
-    "Mean over stages and images of (share kept - target)². In the published form the share is of all tokens, else of the living."
+    """Mean over stages and images of (share kept - target)².
+    In the published form the share is of all tokens, else of the living."""
     if not decisions:
-        raise ValueError("there are no decisions, as DynamicViT draws them in training only: call model.train() before the forward")
+        raise ValueError("there are no decisions, as DynamicViT draws them in training only: "
+                         "call model.train() before the forward")
     return torch.stack([(_share_kept(d) - d.target) ** 2 for d in decisions]).mean()
 
 def _share_kept(decided: Weigh) -> Tensor: # [B]
@@ -90,7 +94,8 @@ def distillation_loss(
     teacher_tokens: Tensor, # [B, P, D]
     kept: Tensor, # [B, P] last decision
 ) -> Tensor:
-    "0.5 KL of the logits + 0.5 mean squared error of the tokens that were kept, after a plain LayerNorm on both sides."
+    """0.5 KL of the logits + 0.5 mean squared error of the tokens that were kept.
+    The tokens of both sides go through a plain LayerNorm first."""
     kl = F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True)
     apart = F.layer_norm(tokens, tokens.shape[-1:]) - F.layer_norm(teacher_tokens, tokens.shape[-1:])
     kept = kept.detach().to(apart.dtype)
@@ -98,7 +103,8 @@ def distillation_loss(
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #998cdd89
 class DynamicViT(Reducer, Predictor):
-    "DynamicViT; of n0 candidates at the input int(n0 * total) stay, with the cache int((n - 1) * keep) of the n that arrive."
+    """DynamicViT; of n0 candidates at the input int(n0 * total) stay.
+    With the cache int((n - 1) * keep) stay of the n that arrive."""
     before = True
 
     def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
@@ -117,7 +123,8 @@ class DynamicViT(Reducer, Predictor):
     def padded(self) -> bool: return not self.reference
     def sizes(self, x: Tensor) -> Tensor | None: return x.new_ones(x.shape[:2]) if self.reference else None
     def mask(self, size: Tensor, dtype: torch.dtype) -> Tensor: return (size > 0)[:, None, None]
-    def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor: return plan.decision if isinstance(plan, Weigh) else plan(size)
+    def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor:
+        return plan.decision if isinstance(plan, Weigh) else plan(size)
     def given_size(self) -> float: return 0. if self.reference and not self.training else 1.
     def plain(self, call: Call, seq: TokenSequence) -> TokenSequence: return under_policy(self, call, seq)
 
@@ -130,7 +137,8 @@ def decide(
     "Decisions drawn by Gumbel-softmax; who was dropped before stays dropped."
     alive = log_share.new_ones(log_share.shape[:2]) if alive is None else alive
     decision = F.gumbel_softmax(log_share.float(), hard=True)[..., 0].to(alive.dtype) * alive
-    return Weigh(decision, None, reducer.stage.total) if reducer.reference else Weigh(decision, alive, reducer.stage.keep)
+    if reducer.reference: return Weigh(decision, None, reducer.stage.total)
+    return Weigh(decision, alive, reducer.stage.keep)
 
 def choose(
     reducer: DynamicViT, # at inference
@@ -139,7 +147,8 @@ def choose(
 ) -> Select:
     "The tokens with the highest probability."
     count = kept_count(reducer, view)
-    return Select(score.argsort(1, descending=True)[:, :count]) if reducer.reference else topk(score, count)
+    if reducer.reference: return Select(score.argsort(1, descending=True)[:, :count])
+    return topk(score, count)
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #0e160913
 def kept_count(reducer: DynamicViT, view: View) -> int:

@@ -31,5 +31,6 @@ class EViT(Reducer):
         m = relative(self.stage.keep, view.n)
         if m >= view.n: return None
         score = self.scores(view)
-        if not SCORES.find(self.criterion).is_at_least("shares"): score = score / score.sum(1, keepdim=True)
+        shares = SCORES.find(self.criterion).is_at_least("shares")
+        if not shares: score = score / score.sum(1, keepdim=True)
         return evit(score, m)

@@ -24,12 +24,14 @@ def patchmerger(
 
 # %% ../../nbs/reducers/08_patchmerger.ipynb #b8d26a94
 class PatchMerger(Reducer):
-    "PatchMerger before the block; int(patches * total) queries. The cache's tokens are mixed in, registers of the backbone are not."
+    """PatchMerger before the block; int(patches * total) queries.
+    The cache's tokens are mixed in, registers of the backbone are not."""
     before = protects_prefix = merges = True
 
     def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
         super().__init__(dim, stage, patches, score=score, reference=reference)
         self.norm = nn.LayerNorm(dim)
-        self.queries = nn.Parameter(torch.randn(max(absolute(stage.total, patches), 0 if reference else 1), dim))
+        count = max(absolute(stage.total, patches), 0 if reference else 1)
+        self.queries = nn.Parameter(torch.randn(count, dim))
     def values(self, body: Tensor) -> Tensor: return self.norm(body)
     def forward(self, view: View) -> Mix: return patchmerger(self.queries, view.body)

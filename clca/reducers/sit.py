@@ -23,7 +23,8 @@ def sit(
 
 # %% ../../nbs/reducers/07_sit.ipynb #99268984
 class SiT(Reducer):
-    "SiT before the block; int(patches * total) new tokens. The cache's tokens are mixed in, registers of the backbone are not."
+    """SiT before the block; int(patches * total) new tokens.
+    The cache's tokens are mixed in, registers of the backbone are not."""
     before = protects_prefix = merges = True
 
     def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):

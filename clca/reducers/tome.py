@@ -21,10 +21,12 @@ def tome(
     r: int, # pairs to merge, at most n // 2
     size: Tensor | None = None, # [B, n] patches each token stands for
 ) -> Merge: # n - r tokens: unmerged ones of A in their order, then B
-    "Bipartite soft matching. B are the candidates 0, 2, … and A 1, 3, … (with CLS in front: CLS, the first of A, is never merged)."
+    """Bipartite soft matching: B are the candidates 0, 2, … and A 1, 3, …
+    (With CLS in front: CLS, the first of A, is never merged.)"""
     metric = F.normalize(metric, dim=-1)
     similarity, partner = (metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)).max(-1)
-    (images, count_a), n = similarity.shape, metric.shape[1]
+    images, count_a = similarity.shape
+    n = metric.shape[1]
     count = lambda *bounds: torch.arange(*bounds, device=metric.device).expand(images, -1)
     rest = similarity.argsort(1, descending=True)[:, r:].sort(1).values # unmerged tokens of A
     slot_a = (count_a - r + partner).scatter(1, rest, count(count_a - r))
@@ -36,13 +38,15 @@ def tome(
 
 # %% ../../nbs/reducers/06_tome.ipynb #8911a976
 class ToMe(Reducer):
-    "ToMe between attention and MLP, on keys; as many pairs as lead from the previous target to int(patches * total), at most half the candidates."
+    """ToMe between attention and MLP, on keys.
+    As many pairs as lead from the previous target to int(patches * total), at most half the candidates."""
     merges = keeps_sizes = True
 
     def forward(self, view: View) -> Merge | None:
-        targets = absolute(self.stage.previous, view.patches), absolute(self.stage.total, view.patches)
-        r = min(targets[0] - targets[1], view.n // 2)
+        surplus = absolute(self.stage.previous, view.patches) - absolute(self.stage.total, view.patches)
+        r = min(surplus, view.n // 2)
         if r <= 0: return None
-        return tome(view.cut(view.p.k.mean(1)), r, None if view.size is None else view.cut(view.size))
+        size = None if view.size is None else view.cut(view.size)
+        return tome(view.cut(view.p.k.mean(1)), r, size)
     def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor: return plan.sum(size)
     def mask(self, size: Tensor, dtype: torch.dtype) -> Tensor: return size.log().to(dtype)[:, None, None]

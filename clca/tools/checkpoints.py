@@ -38,8 +38,10 @@ def our_name(
 ) -> str:
     "Our name of a published tensor."
     if name == "clr": return "cache.clr"
-    if found := re.fullmatch(r"ifa_head\.0\.(\d)\.(.+)", name): return f"head.{heads.get(found[1], found[1])}.{found[2]}"
-    if found := re.fullmatch(r"(?:score_predictor|cluster_layers)\.(.+)", name): return f"stages.{found[1]}"
+    if found := re.fullmatch(r"ifa_head\.0\.(\d)\.(.+)", name):
+        return f"head.{heads.get(found[1], found[1])}.{found[2]}"
+    if found := re.fullmatch(r"(?:score_predictor|cluster_layers)\.(.+)", name):
+        return f"stages.{found[1]}"
     return f"backbone.{name}"
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #2bf3252c
@@ -48,15 +50,18 @@ def _heads(model: nn.Module) -> dict[str, str]:
     if isinstance(model.head, CLAHead): return _CLA
     if isinstance(model.head, IFAHead): return _IFA
     if model.spec.head == "linear": return {}
-    raise ValueError(f"head={model.spec.head!r} was never published: only 'cla', 'cla_last', 'ifa' and 'linear' have published names")
+    raise ValueError(f"head={model.spec.head!r} was never published: "
+                     "only 'cla', 'cla_last', 'ifa' and 'linear' have published names")
 
 def from_reference_state(
     model: nn.Module, # from `create_model`
     state: dict[str, Tensor], # published names
 ) -> dict[str, Tensor]: # our names
-    "Rename published tensors; the unused classifier beside a CLA head is left out, positions of the cache's registers are cut off `pos_embed`."
+    """Rename published tensors.
+    The unused classifier beside a CLA head is left out, positions of the cache's registers are cut off `pos_embed`."""
     heads = _heads(model)
-    ours = {our_name(name, heads): tensor for name, tensor in state.items() if not (heads and name.startswith("head."))}
+    used = {name: tensor for name, tensor in state.items() if not (heads and name.startswith("head."))}
+    ours = {our_name(name, heads): tensor for name, tensor in used.items()}
     pos = ours.get("backbone.pos_embed")
     if model.cache is not None and model.cache.pos is not None and pos is not None:
         count = model.cache.num_clr
@@ -68,28 +73,35 @@ def load_reference_state(
     model: nn.Module, # from `create_model`
     state_dict: dict[str, Tensor], # published names
 ) -> nn.Module: # the same model
-    "Load published weights, strictly. Raises `ValueError` naming the first tensor that is missing, unknown or of another shape."
+    """Load published weights, strictly.
+    Raises `ValueError` naming the first tensor that is missing, unknown or of another shape."""
     ours, own = from_reference_state(model, state_dict), model.state_dict()
     for name, tensor in own.items(): _check_tensor(name, tensor, ours.get(name))
     for name in ours:
         if name not in own:
-            raise ValueError(f"the model has no {name!r}, which the checkpoint has: was it built with the same reducer, head and cache?")
+            raise ValueError(f"the model has no {name!r}, which the checkpoint has: "
+                             "was it built with the same reducer, head and cache?")
     model.load_state_dict(ours)
     return model
 
 def _check_tensor(name: str, own: Tensor, given: Tensor | None) -> None:
-    if given is None: raise ValueError(f"the checkpoint has no {name!r}: was the model built with the same reducer, head and cache?")
+    if given is None:
+        raise ValueError(f"the checkpoint has no {name!r}: "
+                         "was the model built with the same reducer, head and cache?")
     if given.shape != own.shape:
-        raise ValueError(f"{name!r} is {list(given.shape)} in the checkpoint and {list(own.shape)} in the model: build the model alike")
+        raise ValueError(f"{name!r} is {list(given.shape)} in the checkpoint and {list(own.shape)} in the model: "
+                         "build the model alike")
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #503ffdd2
 def to_reference_state(model: nn.Module) -> dict[str, Tensor]: # published names
-    "Rename our tensors to the published names, for use with the authors' code, which insists on the unused 1000-way classifier beside a CLA head."
+    """Rename our tensors to the published names, for use with the authors' code.
+    That code insists on the unused 1000-way classifier beside a CLA head."""
     heads, own = _heads(model), dict(model.state_dict())
     pos = own.pop("cache.pos", None)
     state = {published_name(name, heads): tensor for name, tensor in own.items()}
     if pos is not None: state["pos_embed"] = torch.cat([state["pos_embed"], pos], 1)
-    if heads: state |= {"head.weight": torch.zeros(1000, model.backbone.embed_dim), "head.bias": torch.zeros(1000)}
+    if heads:
+        state |= {"head.weight": torch.zeros(1000, model.backbone.embed_dim), "head.bias": torch.zeros(1000)}
     return state
 
 def published_name(
@@ -101,7 +113,9 @@ def published_name(
     if found := re.fullmatch(r"head\.(\w+)\.(.+)", name):
         position = next(position for position, layer in heads.items() if layer == found[1])
         return f"ifa_head.0.{position}.{found[2]}"
-    if name.startswith("stages."): return ("score_predictor" if "conv" in name else "cluster_layers") + name.removeprefix("stages")
+    if name.startswith("stages."):
+        layers = "score_predictor" if "conv" in name else "cluster_layers"
+        return layers + name.removeprefix("stages")
     return name.removeprefix("backbone.")
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #862f2728
@@ -115,8 +129,9 @@ def read_published(
     try:
         with torch.serialization.safe_globals(_DATA): file = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        what = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(e))
-        raise ValueError(f"{path} is refused: it holds {what[1] if what else 'something'} beside weights and arguments, or is damaged. "
+        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(e))
+        what = found[1] if found else "something"
+        raise ValueError(f"{path} is refused: it holds {what} beside weights and arguments, or is damaged. "
                          "Only load files you trust, by your own means") from None
     except (FileNotFoundError, PermissionError): raise
     except Exception as e: # whatever the bytes of another kind of file lead to
@@ -157,7 +172,8 @@ def _grid(state: dict[str, Tensor], prefix: int) -> int:
     positions = _sizes(state, "pos_embed", 3)[1]
     for patches in (positions, positions - prefix, positions - prefix - _count(state, "clr")):
         if math.isqrt(max(patches, 0)) ** 2 == patches: return math.isqrt(patches)
-    raise ValueError(f"pos_embed has {positions} positions, which are no square grid: only square images can be loaded")
+    raise ValueError(f"pos_embed has {positions} positions, which are no square grid: "
+                     "only square images can be loaded")
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #f8d3ef0d
 def published_head(config: dict[str, Any]) -> str:
@@ -167,6 +183,7 @@ def published_head(config: dict[str, Any]) -> str:
 
 def _listed(value: Any) -> list: return list(value) if isinstance(value, (list, tuple)) else [value]
 
+# %% ../../nbs/tools/03_checkpoints.ipynb #4e631be2
 def published_model(
     config: dict[str, Any], # arguments of the run
     state: dict[str, Tensor], # published names
@@ -174,24 +191,32 @@ def published_model(
     "What to build for published weights: methods from the arguments, sizes from the weights themselves."
     prefix, _, rest = config["model"].partition("_")
     reducer, backbone = (prefix, rest) if prefix in names() else ("none", config["model"])
-    keep, at, head = _listed(config.get("keep_rate") or 1.), _listed(config.get("reduction_loc") or [3, 6, 9]), published_head(config)
-    classifier, dims = ("head.weight", 2) if head == "linear" else ("ifa_head.0.4.weight", 3 if head == "cla" else 2)
-    classes = _sizes(state, classifier, dims)[0]
+    keep, at = _listed(config.get("keep_rate") or 1.), _listed(config.get("reduction_loc") or [3, 6, 9])
+    head = published_head(config)
+    classifier = "head.weight" if head == "linear" else "ifa_head.0.4.weight"
+    classes = _sizes(state, classifier, 3 if head == "cla" else 2)[0]
     width, _, _, patch = _sizes(state, "patch_embed.proj.weight", 4)
     grid = _grid(state, 1 + _count(state, "reg_token"))
-    cache = dict(cache=bool(config.get("clc")), num_clr=_count(state, "clr"), gap=bool(config.get("clc_include_gap", True)),
-                 recover_last=bool(config.get("clc_recover_at_last", True)))
-    return dict(backbone=backbone.split(".")[0], num_classes=classes, reducer=reducer, keep=keep[0] if len(keep) == 1 else keep, at=at,
-                head=head, **cache, image_size=grid * patch, patch_size=patch, embed_dim=width)
+    if len(keep) == 1: keep = keep[0]
+    return dict(backbone=backbone.split(".")[0], num_classes=classes, reducer=reducer, keep=keep, at=at, head=head,
+                **_published_cache(config, state), image_size=grid * patch, patch_size=patch, embed_dim=width)
+
+def _published_cache(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    "The options of the cache."
+    return dict(cache=bool(config.get("clc")), num_clr=_count(state, "clr"),
+                gap=bool(config.get("clc_include_gap", True)),
+                recover_last=bool(config.get("clc_recover_at_last", True)))
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #f246f2e8
 def load_checkpoint(
     path: str | Path, # a published .pth, or a run folder (config.json, model.safetensors)
-    *, classes: Mapping[str, type] = {}, # reducers and heads of others that a run folder names and that are not registered
+    *, classes: Mapping[str, type] = {}, # what a run folder names and nobody registered, by that name
 ) -> nn.Module: # in evaluation mode; a published model with its published behaviour
-    "Build the model of a checkpoint and load its weights. Raises `ValueError` or `FileNotFoundError` with one sentence."
+    """Build the model of a checkpoint and load its weights.
+    Raises `ValueError` or `FileNotFoundError` with one sentence."""
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"{path} does not exist: give a published .pth file or a finished run folder")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give a published .pth file or a finished run folder")
     if path.is_dir(): return _load_run(path, classes)
     file = read_published(path)
     build = published_model(file["config"], file["model"])
@@ -203,7 +228,8 @@ def load_checkpoint(
 def _load_run(folder: Path, classes: Mapping[str, type]) -> nn.Module:
     "The model of a run folder."
     for name in ("config.json", "model.safetensors"):
-        if not (folder / name).exists(): raise FileNotFoundError(f"{folder} has no {name}: is it a run folder, and is the run finished?")
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}: is it a run folder, and is the run finished?")
     model = _build_run(folder / "config.json", classes)
     try: model.load_state_dict(load_file(folder / "model.safetensors"))
     except (RuntimeError, SafetensorError) as e:
@@ -221,4 +247,5 @@ def _build_run(config: Path, classes: Mapping[str, type]) -> nn.Module:
     except (KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
 
 def _damaged(config: Path, error: Exception) -> ValueError:
-    return ValueError(f"{config} does not say which model to build, it is damaged or of another program: {type(error).__name__} {error}")
+    return ValueError(f"{config} does not say which model to build, it is damaged or of another program: "
+                      f"{type(error).__name__} {error}")

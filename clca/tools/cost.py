@@ -23,8 +23,11 @@ def _distances(a, b, *args, out_shape=None, **kwargs) -> int:
     return 2 * torch.Size(a[:-1]).numel() * b[-2] * a[-1]
 
 _aten = torch.ops.aten
-_RULES = {_aten._scaled_dot_product_flash_attention_for_cpu: _attention, _aten._scaled_dot_product_fused_attention_overrideable: _attention,
-          _aten._cdist_forward: _distances}
+_RULES = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    _aten._cdist_forward: _distances,
+}
 
 # %% ../../nbs/tools/01_cost.ipynb #08cbc402
 def _channels(model) -> int: return getattr(getattr(model, "backbone", model), "in_chans", 3)
@@ -33,20 +36,26 @@ def _channels(model) -> int: return getattr(getattr(model, "backbone", model), "
 def _count(model, image_size, parts=()) -> list[int]:
     "Operations so far when each of the parts begins, and of all."
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    image = torch.randn(1, _channels(model), *size, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
+    noise = torch.randn(1, _channels(model), *size, generator=torch.Generator().manual_seed(0))
+    image = noise.to(next(model.parameters()))
     counter, marks = FlopCounterMode(display=False, custom_mapping=_RULES), []
-    hooks = [p.register_forward_pre_hook(lambda *_: marks.append(counter.get_total_flops())) for p in parts]
+    def mark(*_): marks.append(counter.get_total_flops())
+    hooks = [part.register_forward_pre_hook(mark) for part in parts]
     plain = {n: p.detach() for n, p in model.named_parameters()} # the counter cannot watch a view of a parameter
     try:
-        with evaluating(model), torch.compiler.set_stance("force_eager"), counter: functional_call(model, plain, (image,))
-    finally: [h.remove() for h in hooks]
+        with evaluating(model), torch.compiler.set_stance("force_eager"), counter:
+            functional_call(model, plain, (image,))
+    finally:
+        for hook in hooks: hook.remove()
     return [*marks, counter.get_total_flops()]
 
+# %% ../../nbs/tools/01_cost.ipynb #c9009ce8
 def macs(
     model: nn.Module, # any model on images, e.g. from `create_model` or timm
     image_size: int | tuple[int, int], # pixels
 ) -> float: # 1e9 multiply-accumulates
-    "Multiply-accumulates of one image in evaluation, in 1e9. Methods with a data-dependent count (ATS) are measured on noise."
+    """Multiply-accumulates of one image in evaluation, in 1e9.
+    Methods with a data-dependent count (ATS) are measured on noise."""
     return _count(model, image_size)[-1] / 2e9
 
 # %% ../../nbs/tools/01_cost.ipynb #b8c44a87
@@ -54,6 +63,7 @@ def macs_by_block(
     model: nn.Module, # from `create_model`, or a timm ViT
     image_size: int | tuple[int, int], # pixels
 ) -> list[float]: # 1e9 multiply-accumulates
-    "The same for each block, from its first norm to that of the next: the embedding belongs to the first block, the classifier to the last."
+    """The same for each block, from its first norm to that of the next.
+    The embedding belongs to the first block, the classifier to the last."""
     marks = _count(model, image_size, [b.norm1 for b in getattr(model, "backbone", model).blocks[1:]])
     return [(b - a) / 2e9 for a, b in zip([0, *marks], marks)]

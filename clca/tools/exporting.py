@@ -38,7 +38,8 @@ def program(
     "Trace the model into a graph with a free batch size."
     model = _plain(model)
     images = torch.zeros(2, *_size(model))
-    with torch.no_grad(): return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    free = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad(): return torch.export.export(model, (images,), dynamic_shapes=free)
 
 # %% ../../nbs/tools/04_exporting.ipynb #bdf5e730
 def _need(*packages: str) -> None:
@@ -52,7 +53,9 @@ def _write_onnx(graph: torch.export.ExportedProgram, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(graph, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]).save(path)
+            onnx = torch.onnx.export(
+                graph, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"])
+            onnx.save(path)
     finally: logging.getLogger("onnxscript").setLevel(level)
 
 def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None: torch.export.save(graph, path)
@@ -80,7 +83,8 @@ def difference(
     model = _plain(model)
     images = torch.randn(n, *_size(model), generator=torch.Generator().manual_seed(0))
     logits = model(images)
-    return ((run_file(path, images) - logits).abs().amax(1).median() / logits.abs().amax().clamp(min=1e-6)).item()
+    apart = (run_file(path, images) - logits).abs().amax(1).median()
+    return (apart / logits.abs().amax().clamp(min=1e-6)).item()
 
 # %% ../../nbs/tools/04_exporting.ipynb #ebe125df
 def describe(
@@ -91,27 +95,47 @@ def describe(
     "What one must know to run a model and to tell which one it is."
     channels, height, width = _size(model)
     here = [p for p in ("torch", "timm", "onnx", "onnxscript", "clca") if importlib.util.find_spec(p)]
-    return dict(input={"images": ["batch", channels, height, width]}, output={"logits": ["batch", model.num_classes]},
-                image_size=[height, width], resize=[int(height / .875), int(width / .875)], mean=list(mean), std=list(std),
-                classes=list(classes), model=_kind(model), versions={p: importlib.metadata.version(p) for p in here})
+    return dict(
+        input={"images": ["batch", channels, height, width]},
+        output={"logits": ["batch", model.num_classes]},
+        image_size=[height, width],
+        resize=[int(height / .875), int(width / .875)],
+        mean=list(mean),
+        std=list(std),
+        classes=list(classes),
+        model=_kind(model),
+        versions={p: importlib.metadata.version(p) for p in here},
+    )
 
+# %% ../../nbs/tools/04_exporting.ipynb #a998bf36
 def _kind(model: nn.Module) -> dict[str, Any]:
     "Which model it is, from its own spec."
     spec: Spec = model.spec
-    return dict(reducer=spec.reducer, at=list(model.at), keep=[stage.stage.keep for stage in model.stages], head=spec.head,
+    keep = [stage.stage.keep for stage in model.stages]
+    return dict(reducer=spec.reducer, at=list(model.at), keep=keep, head=spec.head,
                 cache=spec.cache, variant=spec.variant, reference=spec.reference)
 
 # %% ../../nbs/tools/04_exporting.ipynb #18dd2d6a
 _START = {
-    ".onnx": ("onnxruntime", 'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
-              'logits = session.run(["logits"], {{"images": images}})[0]'),
-    ".pt2": ("torch", 'program = torch.export.load("{file}").module()', 'logits = program(torch.from_numpy(images)).detach().numpy()')}
+    ".onnx": (
+        "onnxruntime",
+        'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
+        'logits = session.run(["logits"], {{"images": images}})[0]',
+    ),
+    ".pt2": (
+        "torch",
+        'program = torch.export.load("{file}").module()',
+        "logits = program(torch.from_numpy(images)).detach().numpy()",
+    ),
+}
 
-_NOTE = '''# {file}
+# %% ../../nbs/tools/04_exporting.ipynb #7c613fb0
+_NOTE = """# {file}
 
 {about}
 
-Images go in as `images`, float32 [batch, 3, {h}, {w}], and logits come out, [batch, {c}]; the batch may have any size. To try it, save these lines
+Images go in as `images`, float32 [batch, 3, {h}, {w}], and logits come out, [batch, {c}]; \
+the batch may have any size. To try it, save these lines
 beside the file as `run.py`, `pip install {package} numpy pillow`, and call `python run.py photo.jpg another.jpg`:
 
 ```python
@@ -137,7 +161,7 @@ for path, row in zip(sys.argv[1:], logits):
 ```
 
 `{name}.json` has the labels, how images are prepared, and the versions that made the file.
-'''
+"""
 
 # %% ../../nbs/tools/04_exporting.ipynb #6b7beadc
 def note(
@@ -151,9 +175,11 @@ def note(
     text = f"A vision transformer with {len(about['classes'])} classes: {_sentence(about['model'])}."
     if data:
         files = " and ".join(f"`{name}`" for name in data)
-        text += f" Its weights are in {files}, without which it does not run: keep both under their names in one folder."
-    return _NOTE.format(file=path.name, name=path.stem, about=text, h=height, w=width, c=len(about["classes"]), package=package,
-                        start=start.format(file=path.name), call=call.format())
+        text += (f" Its weights are in {files}, without which it does not run: "
+                 "keep both under their names in one folder.")
+    lines = dict(package=package, start=start.format(file=path.name), call=call.format())
+    return _NOTE.format(
+        file=path.name, name=path.stem, about=text, h=height, w=width, c=len(about["classes"]), **lines)
 
 def _sentence(model: dict[str, Any]) -> str:
     "The model in words."
@@ -168,6 +194,7 @@ def _model_and_config(model: nn.Module | str | Path) -> tuple[nn.Module, dict[st
     config = Path(model) / "config.json"
     return load_checkpoint(model), json.loads(config.read_text()) if config.exists() else {}
 
+# %% ../../nbs/tools/04_exporting.ipynb #dd34caee
 def _facts(
     model: nn.Module,
     config: dict[str, Any], # of its run
@@ -178,14 +205,15 @@ def _facts(
         raise ValueError(f"export prepares RGB photographs and the model takes in_chans={channels}: "
                          "use clca.tools.exporting.program for the graph alone")
     if model.spec.reference and model.spec.reducer == "ats":
-        raise ValueError("reference=True with reducer='ats' cannot be exported, since what published ATS answers depends on the whole batch: "
-                         "use the default behaviour")
+        raise ValueError("reference=True with reducer='ats' cannot be exported, "
+                         "since what published ATS answers depends on the whole batch: use the default behaviour")
     numbers = [str(i) for i in range(model.num_classes)]
     known = dict(classes=numbers, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     for source in (getattr(model.backbone, "pretrained_cfg", None) or {}, config, given):
         known |= {name: source[name] for name in known if source.get(name) is not None}
     if len(known["classes"]) != model.num_classes:
-        raise ValueError(f"{len(known['classes'])} classes are given for {model.num_classes} logits: give one label per logit")
+        raise ValueError(f"{len(known['classes'])} classes are given for {model.num_classes} logits: "
+                         "give one label per logit")
     return describe(model, known["classes"], known["mean"], known["std"])
 
 # %% ../../nbs/tools/04_exporting.ipynb #6e832fa9
@@ -193,14 +221,17 @@ def export(
     model: nn.Module | str | Path, # from `create_model`, or a finished run folder
     path: str | Path, # ends in .onnx or .pt2
     *, classes: Sequence[str] | None = None, # label of every logit; None: of the run, else numbers
-    mean: Sequence[float] | None = None, # of each channel, for pixels in [0, 1]; None: of the run, else timm's for this backbone
+    mean: Sequence[float] | None = None, # of each channel, for pixels in [0, 1]; None: of the run, else timm's own
     std: Sequence[float] | None = None, # the same for the standard deviation
 ) -> Path: # of the file
-    """Write the model as ONNX or as an exported PyTorch program with any batch size, beside it a .json (labels, preparation of images, versions)
-    and a .md (how to run it). Weights above 1.5 GiB go into a .onnx.data beside the .onnx. Raises `ValueError` for another suffix, number of labels
-    or of channels and for published ATS, `ImportError` without the extra packages, `RuntimeError` if the file does not answer as the model does."""
+    """Write the model as ONNX or as an exported PyTorch program with any batch size.
+    Beside it come a .json (labels, preparation of images, versions) and a .md (how to run it).
+    Weights above 1.5 GiB go into a .onnx.data beside the .onnx.
+    Raises `ValueError` for another suffix, number of labels or of channels and for published ATS,
+    `ImportError` without the extra packages, `RuntimeError` if the file does not answer as the model does."""
     path = Path(path)
-    if path.suffix not in WRITERS: raise ValueError(f"{path.name!r} does not end in .onnx or .pt2: the ending chooses the format")
+    if path.suffix not in WRITERS:
+        raise ValueError(f"{path.name!r} does not end in .onnx or .pt2: the ending chooses the format")
     if path.suffix == ".onnx": _need("onnx", "onnxscript", "onnxruntime")
     model, config = _model_and_config(model)
     about = _facts(model, config, dict(classes=classes, mean=mean, std=std))
@@ -216,9 +247,11 @@ def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path
     part = folder / path.name # the final name, for an ONNX file names its data file
     WRITERS[path.suffix](program(model), part)
     about["difference"] = difference(model, part)
-    if not about["difference"] < 1e-3: raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
+    if not about["difference"] < 1e-3:
+        raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
     data = [p.name for p in folder.iterdir() if p != part]
     part.with_suffix(".json").write_text(json.dumps(about, indent=1))
     part.with_suffix(".md").write_text(note(path, about, data))
-    for p in sorted(folder.iterdir(), reverse=True): p.replace(path.with_name(p.name)) # data before the file that names it
+    for p in sorted(folder.iterdir(), reverse=True): # data before the file that names it
+        p.replace(path.with_name(p.name))
     if not data: path.with_name(f"{path.name}.data").unlink(missing_ok=True) # of an earlier, larger model

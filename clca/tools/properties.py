@@ -31,7 +31,8 @@ def perturbed(
     def noise(like: Tensor) -> Tensor: return torch.randn(like.shape, generator=generator).to(like)
     with torch.no_grad():
         for name, value in (*model.named_parameters(), *model.named_buffers()):
-            last, token = name.split(".")[-1], any(part in name for part in ("token", "pos", "clr", "queries"))
+            last = name.split(".")[-1]
+            token = any(part in name for part in ("token", "pos", "clr", "queries"))
             if not value.is_floating_point() or not value.numel(): continue
             if last == "running_var": value.copy_(1 + .5 * noise(value).abs())
             elif token or last in ("bias", "running_mean"): value.copy_(.5 * noise(value))
@@ -39,6 +40,7 @@ def perturbed(
             else: value.copy_(noise(value) * value[0].numel() ** -.5)
     return model.eval()
 
+# %% ../../nbs/tools/06_properties.ipynb #8f317f34
 _SMALL = dict(img_size=16, patch_size=4, embed_dim=24, num_heads=2, depth=5)
 
 def small_model(
@@ -47,27 +49,32 @@ def small_model(
 ) -> nn.Module: # in double precision, perturbed
     "A model of 16 patches whose blocks 1 and 3 reduce."
     torch.manual_seed(0)
-    return perturbed(create_model("vit_tiny_patch16_224", 3, reducer=reducer, **_SMALL | dict(keep=.5, at=(1, 3)) | options).double())
+    options = _SMALL | dict(keep=.5, at=(1, 3)) | options
+    return perturbed(create_model("vit_tiny_patch16_224", 3, reducer=reducer, **options).double())
 
 def small_images(count: int = 3) -> Tensor: # [count, 3, 16, 16]
-    "Pictures of different contrast, so that methods whose count depends on the image keep different numbers of tokens."
+    """Pictures of different contrast.
+    So methods whose count depends on the image keep different numbers of tokens."""
     noise = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return noise * torch.logspace(-1, 1, count)[:, None, None, None]
 
 # %% ../../nbs/tools/06_properties.ipynb #a81d257a
 def _same_twice(model: nn.Module, images: Tensor) -> str | None:
     state = torch.get_rng_state()
-    if not torch.equal(model(images), model(images)): return "gives two answers for one batch: nothing may be random, or kept from the last forward"
+    if not torch.equal(model(images), model(images)):
+        return "gives two answers for one batch: nothing may be random, or kept from the last forward"
     if not torch.equal(state, torch.get_rng_state()): return "draws random numbers at inference"
     return None if model(images).isfinite().all() else "gives logits that are not finite"
 
 def _alone(model: nn.Module, images: Tensor) -> str | None:
     alone = torch.cat([model(image[None]) for image in images])
-    return None if torch.allclose(model(images), alone, atol=1e-8) else "lets an image change the answer for another one in its batch"
+    if torch.allclose(model(images), alone, atol=1e-8): return None
+    return "lets an image change the answer for another one in its batch"
 
 def _any_order(model: nn.Module, images: Tensor) -> str | None:
     with everything_first(): told = model(images)
-    return None if torch.allclose(model(images), told, atol=1e-8) else "gives another answer when all tokens are attended to and projected first"
+    if torch.allclose(model(images), told, atol=1e-8): return None
+    return "gives another answer when all tokens are attended to and projected first"
 
 @contextmanager
 def everything_first() -> Iterator[None]:
@@ -81,38 +88,44 @@ def _traced(model: nn.Module, images: Tensor) -> str | None:
     seen = trace(model, images)
     if not torch.allclose(seen.logits, model(images), atol=1e-8): return "answers otherwise when it is traced"
     shares = seen.shares[-1]
-    if (shares < -1e-9).any() or (shares.sum(1) > 1 + 1e-9).any(): return "lets a patch have more than one share of itself: are the plan's weights shares?"
+    if (shares < -1e-9).any() or (shares.sum(1) > 1 + 1e-9).any():
+        return "lets a patch have more than one share of itself: are the plan's weights shares?"
     return None if seen.tokens_out[-1] < seen.tokens_in[0] else "leaves as many tokens as there were"
 
 def _copies(model: nn.Module, images: Tensor) -> str | None:
     twin = create_model(**options_of(model.spec)).double().eval()
     twin.load_state_dict(model.state_dict())
     copies = [copy.deepcopy(model), twin]
-    in_module = all(type(stage).__module__ != "__main__" for stage in model.stages) # what a notebook defines cannot be pickled
-    if in_module: copies.append(pickle.loads(pickle.dumps(model)))
-    return None if all(torch.equal(c(images), model(images)) for c in copies) else "answers otherwise after a copy or a checkpoint"
+    in_module = all(type(stage).__module__ != "__main__" for stage in model.stages)
+    if in_module: copies.append(pickle.loads(pickle.dumps(model))) # what a notebook defines cannot be pickled
+    if all(torch.equal(c(images), model(images)) for c in copies): return None
+    return "answers otherwise after a copy or a checkpoint"
 
 def _in_half(model: nn.Module, images: Tensor) -> str | None:
     for kind in (torch.bfloat16, torch.float16):
         out = copy.deepcopy(model).to(kind)(images.to(kind))
-        if out.dtype != kind or not out.isfinite().all(): return f"gives no finite {kind} logits in that precision"
+        if out.dtype != kind or not out.isfinite().all():
+            return f"gives no finite {kind} logits in that precision"
 
 # %% ../../nbs/tools/06_properties.ipynb #1c98b0c2
 def _learns(model: nn.Module, images: Tensor) -> str | None:
     model = copy.deepcopy(model).train()
     with torch.enable_grad():
         out = model(images, full=True)
-        loss = out.logits.square().sum() + (model.auxiliary_loss(out) if model.has_auxiliary_loss else 0.)
+        loss = out.logits.square().sum()
+        if model.has_auxiliary_loss: loss = loss + model.auxiliary_loss(out)
         loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     if without: return f"leaves {without[0]} without a gradient, on which distributed training stops"
-    return None if all(p.grad.isfinite().all() for p in model.parameters()) else "gives gradients that are not finite"
+    if all(p.grad.isfinite().all() for p in model.parameters()): return None
+    return "gives gradients that are not finite"
 
 def _nothing_to_do(model: nn.Module, images: Tensor) -> str | None:
     whole = small_model(model.spec.reducer, keep=1., head="linear", cache=False)
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=3, **_SMALL).double().eval()
     plain.load_state_dict(whole.backbone.state_dict())
-    return None if torch.equal(whole(images), plain(images)) else "is not timm's model, bit by bit, when it keeps everything"
+    if torch.equal(whole(images), plain(images)): return None
+    return "is not timm's model, bit by bit, when it keeps everything"
 
 PROPERTIES: tuple[Callable[[nn.Module, Tensor], str | None], ...] = (
     _same_twice, _alone, _any_order, _traced, _copies, _in_half, _learns, _nothing_to_do)
@@ -123,8 +136,10 @@ def check_reducer(
     reducer: str, # a registered name, or "package.module:Class"
     **options: Any, # of `create_model`, such as score
 ) -> None:
-    "Raise `AssertionError` with one sentence for the first property that does not hold, with cache and head and without."
+    """Raise `AssertionError` with one sentence for the first property that does not hold.
+    Models are tried with cache and head and without."""
     for more in (dict(), dict(head="linear", cache=False), dict(keep=[.25, .9], protect=True)):
         model = small_model(reducer, **more | options)
         for holds in PROPERTIES:
-            if said := holds(model, small_images()): raise AssertionError(f"reducer={reducer!r}, {model.spec.variant}: {said}")
+            if said := holds(model, small_images()):
+                raise AssertionError(f"reducer={reducer!r}, {model.spec.variant}: {said}")

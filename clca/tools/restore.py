@@ -27,7 +27,8 @@ def restore(
     model: nn.Module, # from `create_model`
     images: Tensor, # [B, 3, H, W]
 ) -> Tensor: # [B, D, h, w] on the grid of patches
-    "Final tokens of a reduced model, as in evaluation, back on the grid of patches. The model's mode is left as it was."
+    """Final tokens of a reduced model, as in evaluation, back on the grid of patches.
+    The model's mode is left as it was."""
     backbone, shares = model.backbone, Shares()
     with evaluating(model): tokens = backbone.norm(walk(model, images, watcher=shares).tokens)
     grid = backbone.patch_embed.dynamic_feat_size(tuple(images.shape[2:]))

@@ -23,7 +23,9 @@ class Rollout(Shares):
 
     def __init__(self): self.cls: list[Tensor] = [] # after each block, [B, P]
     def attend(self, block: int, qkv: QKV) -> None: self.mixing = attention_map(qkv).mean(1)
-    def passed(self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence) -> None:
+    def passed(
+        self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence,
+    ) -> None:
         early = plan is not None and stage.before
         if early: self.now = move_shares(plan, self.now, before.lo, before.hi)
         self.now = (self.now + self.mixing @ self.now) / 2
@@ -44,7 +46,9 @@ def cls_rollout(
 class FirstTokenOfBlocks(Watcher):
     "Keeps CLS as every block leaves it."
     def __init__(self): self.seen: list[Tensor] = []
-    def passed(self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence) -> None:
+    def passed(
+        self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence,
+    ) -> None:
         self.seen.append(after.x[:, 0].clone())
 
 @torch.no_grad()

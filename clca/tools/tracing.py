@@ -25,7 +25,9 @@ class Shares(Watcher):
     def start(self, seq: TokenSequence) -> None:
         place = seq.place.expand(seq.x.shape[0], -1)
         self.now = F.one_hot(place + 1, seq.patches + 1)[..., 1:].to(seq.x.dtype)
-    def passed(self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence) -> None:
+    def passed(
+        self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence,
+    ) -> None:
         if plan is not None: self.now = move_shares(plan, self.now, before.lo, before.hi)
     def given(self, block: int, at: int, count: int) -> None:
         new = self.now.new_zeros(self.now.shape[0], count, self.now.shape[2])
@@ -45,7 +47,9 @@ def move_shares(
 class Recorder(Shares):
     "Writes down what `trace` reports."
     def __init__(self): self.tokens_in, self.tokens_out, self.kept, self.shares = [], [], [], []
-    def passed(self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence) -> None:
+    def passed(
+        self, block: int, stage: Reducer | None, plan: Plan | None, before: TokenSequence, after: TokenSequence,
+    ) -> None:
         super().passed(block, stage, plan, before, after)
         early = plan is not None and stage.before
         self.tokens_in.append(after.length if early else before.length)
@@ -59,7 +63,7 @@ def kept_patches(
     plan: Plan | None,
     seq: TokenSequence, # after the stage
 ) -> Tensor: # [B, m], or for methods that merge [B, P]
-    "Source patches of what stays, or the token that every patch went to."
+    "Source patch of every candidate that stays (-1: not a patch), or the token that every patch went to."
     end = seq.hi - isinstance(plan, Fuse) # what sums up the rest is no patch
     if not getattr(seq.account, "merges", False): return seq.place[:, seq.lo:end].expand(len(shares), -1)
     if end > seq.lo: return shares[:, seq.lo:end].argmax(1)
@@ -71,7 +75,7 @@ class Trace(NamedTuple):
     logits: Tensor # [B, C]
     tokens_in: list[int] # tokens entering each block, after a reduction before it
     tokens_out: list[int] # tokens leaving each block, before the cache is given back
-    kept: list[Tensor] # per stage: [B, m] source patch of every candidate that stays (-1: not a patch), or for merging methods [B, P] the token each patch went to
+    kept: list[Tensor] # per stage, [B, m] or [B, P]: what `kept_patches` gives
     shares: list[Tensor] # per stage: [B, N, P] share of every patch in every token of the sequence
 
 @contextmanager
@@ -83,12 +87,14 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes: module.training = training
 
+# %% ../../nbs/tools/00_tracing.ipynb #900a503b
 @torch.no_grad()
 def trace(
     model: nn.Module, # from `create_model`
     images: Tensor, # [B, 3, H, W]
 ) -> Trace:
-    "Run `images` through the model as in evaluation and report where the tokens went. The model's mode is left as it was."
+    """Run `images` through the model as in evaluation and report where the tokens went.
+    The model's mode is left as it was."""
     recorder = Recorder()
     with evaluating(model): out = walk(model, images, watcher=recorder)
     return Trace(out.logits, recorder.tokens_in, recorder.tokens_out, recorder.kept, recorder.shares)
@@ -98,5 +104,6 @@ def survival(
     traced: Trace,
     grid: tuple[int, int], # patches down and across
 ) -> list[Tensor]: # per stage [B, *grid]
-    "Largest share that each patch has in one single token: 1 for a kept patch, 0 for a dropped one, in between for merged ones."
+    """Largest share that each patch has in one single token.
+    It is 1 for a kept patch, 0 for a dropped one, in between for merged ones."""
     return [shares.amax(1).unflatten(1, grid) for shares in traced.shares]
