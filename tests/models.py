@@ -2,8 +2,7 @@
 import zlib
 import numpy as np, torch
 from torch import Tensor, nn
-import clca
-from clca.model import create_model
+from clca import create_model, register_reducer as register_reducer # tests that add reducers take it from here
 
 SMALL = dict(image_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=4, at=(1, 2), keep=.5)
 PLAIN = dict(head="linear", cache=False)
@@ -46,9 +45,3 @@ def noise(n: int = 2, size: tuple[int, int] = (32, 32), *, channels: int = 3, se
           dtype: torch.dtype = torch.float32) -> Tensor:
     "Images [n, channels, *size]."
     return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-def _register(name: str):
-    "Stands in for `clca.register_reducer` until there is one."
-    return lambda reducer: clca.reducers.REDUCERS.setdefault(name, reducer)
-
-register_reducer = getattr(clca, "register_reducer", _register)

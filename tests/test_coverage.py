@@ -9,6 +9,7 @@ from clca.model import create_model
 from clca.reducers import names
 from clca.reducers.base import Reducer
 from clca.tokens import Merge, Select
+from clca.tools.tracing import trace
 from clca.walk import walk
 from models import noise, perturbed, register_reducer
 
@@ -85,7 +86,7 @@ def check(make, vit, images):
     logits, linear = vit(images), partial(make, head="linear", cache=False)
     plain = linear(keep=1.)
     assert torch.equal(plain(images), logits)
-    assert near(walk(plain, images).logits, logits) and near(walk(plain, images, record=True).logits, logits)
+    assert near(walk(plain, images).logits, logits) and near(trace(plain, images).logits, logits)
     for shuffle in ("shuffle", "merge_shuffle"): assert near(linear(reducer=shuffle, keep=.5)(images), logits), shuffle
     small = sum(p.numel() for p in vit.parameters()) < 1e6
     for reducer in NAMES if small else ("evit", "ats"): reduces(make, images, reducer)
@@ -93,7 +94,7 @@ def check(make, vit, images):
 def reduces(make, images, reducer):
     model = make(reducer=reducer, keep=.5)
     assert torch.isfinite(out := model(images)).all() and out.shape == (2, 5)
-    t = walk(model, images, record=True)
+    t = trace(model, images)
     assert near(t.logits, out) and near(model(images[1:]), out[1:]), f"{reducer}: an image is seen by its neighbour"
     if reducer != "ats": assert t.tokens_out == tokens_out(model.backbone, reducer)
 

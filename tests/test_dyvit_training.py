@@ -54,7 +54,7 @@ def test_predictor():
 def test_decisions_are_hard_with_a_soft_gradient():
     """Gumbel noise is minus the logarithm of an exponential; with two choices the softmax is a sigmoid of the
     difference."""
-    r = DynamicViT(8, stages(.5, (0,), 1)[0], 6).train()
+    r = DynamicViT(8, make_stages(.5, (0,), 1)[0], 6).train()
     torch.manual_seed(0)
     for q in r.parameters(): torch.nn.init.normal_(q, std=.5)
     prev = torch.tensor([[1., 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]])

@@ -5,14 +5,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from timm.layers import DropPath
 from torch.nn.parallel import DistributedDataParallel
-import clca
 from clca.tools.cost import macs
 from clca.model import create_model
 from clca.reducers import names
 from clca.tools.restore import restore, spread
-from clca.tools.tracing import survival, trace
+from clca.tools.tracing import Shares, survival, trace
 from clca.walk import walk
-from models import SMALL, build, noise
+from models import build, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = names()
@@ -161,7 +160,7 @@ def test_features():
     plain, model = build("none", head="linear", cache=False).eval(), build("tome").eval()
     assert torch.allclose(plain.forward_features(noise()), plain.backbone.forward_features(noise()), atol=1e-5)
     assert torch.equal(model.forward_features(noise()), model(noise(), full=True).tokens)
-    with pytest.raises(NotImplementedError, match="clca.tools.restore"): model.forward_intermediates(noise())
+    with pytest.raises(NotImplementedError, match="clca.restore"): model.forward_intermediates(noise())
 
 @each
 @torch.no_grad()
@@ -170,7 +169,8 @@ def test_restore(reducer):
     own = whole.backbone.forward_intermediates(noise(), indices=1, norm=True, intermediates_only=True)[0]
     assert torch.allclose(restore(whole, noise()), own, atol=1e-5), "nothing reduced, nothing changed"
     for cache in (True, False):
-        share = walk(build(reducer, cache=cache).eval(), noise(), record=True).share
+        walk(build(reducer, cache=cache).eval(), noise(), watcher=(shares := Shares()))
+        share = shares.now
         flat = spread(torch.ones(*share.shape[:2], 4), share)
         if reducer in ("none", "tome", "dpcknn", "sit", "patchmerger"):
             assert torch.allclose(flat, torch.ones(2, 16, 4))
@@ -179,9 +179,9 @@ def test_restore(reducer):
 @torch.no_grad()
 def test_kept_patches_return_to_their_place():
     model, x = build("topk", cache=False).eval(), noise()
-    out = walk(model, x, record=True)
+    seen, tokens = trace(model, x), walk(model, x, full=True).tokens
     maps = restore(model, x).flatten(2).transpose(1, 2)
-    for b, kept in enumerate(out.kept[-1]): assert torch.allclose(maps[b, kept], out.tokens[b, 1:], atol=1e-6)
+    for b, kept in enumerate(seen.kept[-1]): assert torch.allclose(maps[b, kept], tokens[b, 1:], atol=1e-6)
 
 def test_macs_of_any_head():
     "Pooling by attention, and other numbers of channels."

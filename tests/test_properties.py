@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 import models as small
 from clca.reducers import names, tome
 from clca.reducers.ats import grid
-from clca.reducers.dyvit import DynamicViT, Predictor
+from clca.reducers.dyvit import DynamicViT, Predictor, kept_count
 from clca.tokens import Fuse, Merge, Mix, Select, Weigh, merge
 from clca.tools.tracing import survival, trace
 from models import noise
@@ -50,7 +50,7 @@ def rates(kw): return kw["keep"] if isinstance(kw["keep"], list) else [kw["keep"
 
 def left(reducer, n, stage, kw, start):
     "Tokens that a method leaves of `n` candidates, by its paper and the published code."
-    keep, block, last = rates(kw)[stage], kw["at"][stage], stage == len(kw["at"]) - 1
+    keep, last = rates(kw)[stage], stage == len(kw["at"]) - 1
     same = len(set(rates(kw))) == 1
     total = [keep ** s if same else math.prod(rates(kw)[:s]) for s in (stage, stage + 1)]
     if keep == 1: return n
@@ -280,7 +280,7 @@ def decide(self, view):
     if not self.training: return DynamicViT.forward(self, view)
     alive = view.body.new_ones(view.body.shape[:2]) if view.size is None else view.cut(view.size)
     score = Predictor.forward(self, view.body, alive)[..., 0].masked_fill(alive == 0, -math.inf)
-    m = self.count(view._replace(hi=view.lo + int(alive[0].sum())))
+    m = kept_count(self, view._replace(hi=view.lo + int(alive[0].sum())))
     return Weigh(torch.zeros_like(alive).scatter(1, score.topk(m, 1).indices, 1.), alive, self.stage.keep)
 
 @settings(max_examples=25)

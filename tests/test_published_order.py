@@ -140,7 +140,7 @@ def test_what_a_reducer_sees(make, reducer):
     model = made(make, reducer)
     _, _, attended, decided = run(model, reducer)
     assert len(decided) == 2
-    for i, (view, plan) in decided.items():
+    for i, (view, _) in decided.items():
         size = torch.ones(1, view.x.shape[1]) if view.size is None else view.size
         logits = view.p.q @ view.p.k.transpose(2, 3) * model.backbone.blocks[i].attn.scale
         assert near((logits + size.log()[:, None, None]).softmax(-1), attended[i].weight)
