@@ -2,7 +2,7 @@
 import zlib
 import numpy as np, torch
 from torch import Tensor, nn
-from clca.model import create_model
+from clca import create_model, register_reducer as register_reducer # tests that add reducers take it from here
 
 SMALL = dict(image_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=4, at=(1, 2), keep=.5)
 PLAIN = dict(head="linear", cache=False)

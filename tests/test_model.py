@@ -41,11 +41,12 @@ DROPS = dict(stochastic_depth=("drop_path1", "drop_path2"), projection=("attn.pr
 # the policy has no attention dropout
 @pytest.mark.parametrize("reducer,drops", [(r, d) for r in NAMES for d in DROPS if (r, d) != ("dyvit", "attention")])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("keep", [.5, .999]) # the second leaves some methods nothing to do
 @torch.no_grad()
-def test_dropout(name, reducer, drops):
+def test_dropout(keep, name, reducer, drops):
     """What certainly drops the update of each half of every block leaves CLS as it was, in training; and nothing is
     dropped in evaluation."""
-    model, x = build(reducer, name), noise()
+    model, x = build(reducer, name, keep=keep), noise()
     logits, cls, position = model(x), model.backbone.cls_token[0, 0], model.backbone.pos_embed
     if position is not None: cls = cls + position[0, 0]
     for block in model.backbone.blocks:

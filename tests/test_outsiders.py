@@ -1,8 +1,8 @@
 """A reducer from outside, between attention and MLP, whose plan is any linear map: its weights need not sum to one.
 The model equals attention and projection of all tokens first, then the plan, with all parameters perturbed."""
 import pytest, torch
-import clca.reducers
 import unfused
+from clca.reducers import Reducer
 from clca.tokens import Fuse, Merge, Mix, Select, merge
 from clca import register_reducer
 from models import build, noise
@@ -11,24 +11,24 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def half(view) -> int: return (view.n + 1) // 2
 
-class Mixing(clca.reducers.Reducer):
+class Mixing(Reducer):
     "Every token that is left is some sum of all candidates."
     def forward(self, view) -> Mix: return Mix(torch.randn(view.x.shape[0], half(view), view.n, dtype=view.x.dtype))
 
-class Merging(clca.reducers.Reducer):
+class Merging(Reducer):
     "Neighbours become one, and lose a little of their weight."
     def forward(self, view) -> Merge:
         slot = (torch.arange(view.n) // 2).expand(view.x.shape[0], -1)
         return merge(slot, torch.rand(slot.shape, dtype=view.x.dtype),
                      2 * torch.arange(half(view)).expand(view.x.shape[0], -1), eps=.1)
 
-class Fusing(clca.reducers.Reducer):
+class Fusing(Reducer):
     "One more token is some sum of all candidates, kept ones too."
     def forward(self, view) -> Fuse:
         idx = torch.stack([torch.randperm(view.n)[:half(view)] for _ in view.x])
         return Fuse(idx, torch.randn(view.x.shape[0], view.n, dtype=view.x.dtype))
 
-class Selecting(clca.reducers.Reducer):
+class Selecting(Reducer):
     "Some are left, in some order."
     def forward(self, view) -> Select:
         return Select(torch.stack([torch.randperm(view.n)[:half(view)] for _ in view.x]))
