@@ -133,6 +133,7 @@ _reads("at", lambda model: tuple(stage.stage.block for stage in model.stages), "
 _reads("recover", lambda model: () if model.cache is None else model.cache.recover,
        "Blocks after which the cache is given back.")
 _reads("reference", lambda model: model.spec.reference, "Published behaviour with its defects.")
+_reads("has_cls", lambda model: model.backbone.cls_token is not None, "The backbone has a CLS token.")
 _reads("reducing", lambda model: any(stage.reduces for stage in model.stages), "Some stage reduces.")
 _reads("account", lambda model: account_of(model), "What the method makes of sizes.")
 _reads("lo", lambda model: protected_start(model), "Number of tokens at the start that are never reduced.")
@@ -188,7 +189,7 @@ def wrap(
     if own and options.get("head", "linear") != "linear":
         raise ValueError(f"head={options['head']!r} is a new head, which needs num_classes: "
                          "give it, or leave head out to keep the model's own")
-    given = dict(at=None) | (dict(head="linear") if own else {}) | options
+    given = dict(at=None, image_size=vit.patch_embed.img_size) | (dict(head="linear") if own else {}) | options
     spec = Spec(architecture(vit), vit.num_classes if own else num_classes, **given)
     backbone = _with_classes(copy.deepcopy(vit), spec)
     return TokenReducedViT(backbone, replace(spec, at=spec.at or quarter_points(len(vit.blocks))))

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .house_style import label, style

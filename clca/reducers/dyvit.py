@@ -54,9 +54,10 @@ def policy_softmax(
     eps: float = 0., # published: 1e-6
 ) -> Tensor: # [B, H, N, N]
     "Softmax in which a token sees itself and the living."
-    itself = torch.eye(policy.shape[1], device=policy.device)
-    seen = policy.float()[:, None, None] * (1 - itself) + itself
-    weight = (logits.float() - logits.float().amax(-1, keepdim=True)).exp() * seen
+    single = torch.promote_types(logits.dtype, torch.float32) # or double
+    itself = torch.eye(policy.shape[1], dtype=single, device=policy.device)
+    seen = policy.to(single)[:, None, None] * (1 - itself) + itself
+    weight = (logits.to(single) - logits.to(single).amax(-1, keepdim=True)).exp() * seen
     return ((weight + eps / policy.shape[1]) / (weight.sum(-1, keepdim=True) + eps)).to(logits.dtype)
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #e718e6dc
