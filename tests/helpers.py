@@ -1,6 +1,8 @@
 "What several tests need to know about the repository and its notebooks."
 import re
+from collections.abc import Iterator
 from configparser import ConfigParser, SectionProxy
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -34,3 +36,18 @@ def exported_cells(path: Path) -> list[list[str]]:
     "The lines of each cell that becomes code of the package."
     sources = [c.source.splitlines() for c in code_cells(path) if EXPORT.search(c.source)]
     return [[line for line in lines if not line.startswith("#|")] for lines in sources]
+
+@contextmanager
+def registries_restored() -> Iterator[None]:
+    "What is registered inside, by a test or by a notebook, is gone after it."
+    from clca.head import HEADS
+    from clca.reducers import REDUCERS
+    from clca.scores import SCORES
+    before = [(registry, dict(registry), dict(registry.handed)) for registry in (REDUCERS, SCORES, HEADS)]
+    try: yield
+    finally:
+        for registry, things, handed in before:
+            registry.clear()
+            registry.update(things)
+            registry.handed.clear()
+            registry.handed.update(handed)

@@ -10,7 +10,7 @@ import papermill
 import pytest
 import torch
 import yaml
-from helpers import ROOT, code_cells, guards, name, notebooks, runnable, tagged
+from helpers import ROOT, code_cells, guards, name, notebooks, registries_restored, runnable, tagged
 from nbdev import test as nbt
 from nbdev.config import get_config
 
@@ -30,7 +30,8 @@ def test_library(path, monkeypatch, capfd):
     monkeypatch.setenv("IN_TEST", "1")
     monkeypatch.syspath_prepend(str(ROOT))
     before = torch_state()
-    passed, _ = nbt.test_nb(path, skip_flags=get_config(path=ROOT).tst_flags.split(), basepath=ROOT)
+    flags = get_config(path=ROOT).tst_flags.split()
+    with registries_restored(): passed, _ = nbt.test_nb(path, skip_flags=flags, basepath=ROOT)
     plt.close("all")
     assert passed, capfd.readouterr().err[-3000:]
     assert torch_state() == before, "the notebook leaves torch in another state than it found it in"

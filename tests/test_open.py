@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, registries_restored
 from safetensors.torch import save_file
 
 import clca
-from clca.head import HEADS, Head
-from clca.reducers import REDUCERS, Reducer, TopK
+from clca.head import Head
+from clca.reducers import Reducer, TopK
 from clca.scores import SCORES, register_score
 from clca.tools.exporting import describe
 from clca.tools.properties import check_reducer, small_images, small_model
@@ -19,11 +19,7 @@ from clca.tools.properties import check_reducer, small_images, small_model
 @pytest.fixture(autouse=True)
 def as_it_was():
     "What a test registers is gone after it."
-    before = [(registry, dict(registry), dict(registry.handed)) for registry in (REDUCERS, SCORES, HEADS)]
-    yield
-    for registry, things, handed in before:
-        registry.clear(), registry.update(things)
-        registry.handed.clear(), registry.handed.update(handed)
+    with registries_restored(): yield
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):

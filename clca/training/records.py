@@ -107,9 +107,9 @@ def check_buildable(
     own, other = (_shapes(m) for m in (model, twin))
     for name in own.keys() | other.keys():
         if own.get(name) != other.get(name):
-            raise ValueError(f"model.spec builds another model than this one: {name} is {own.get(name)} here and {other.get(name)} "
-                             "there, so the run could not be loaded. Make the model by clca.create_model, with the options that "
-                             "its backbone was made with")
+            raise ValueError("model.spec builds another model than this one, so the run could not be loaded: "
+                             f"{name} is {own.get(name)} here and {other.get(name)} there. "
+                             "Make the model by clca.create_model, with the options that its backbone was made with")
 
 def _shapes(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in model.state_dict().items()}
