@@ -87,4 +87,4 @@ def make_stages(
 
 def _product(rates: Sequence[float]) -> float:
     "Equal rates as a power, whose last bit is the published one."
-    return rates[0] ** len(rates) if len(set(rates)) == 1 else math.prod(rates)
+    return rates[0] ** len(rates) if len(set(rates)) == 1 else math.prod(rates, start=1.)
