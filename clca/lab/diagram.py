@@ -61,6 +61,8 @@ def _draw_cache(ax: Axes, recover: Collection[int], cached: str) -> None:
 def _draw_head(ax: Axes, taps: Collection[int], tops: Sequence[float], head: str) -> None:
     "The head above the blocks whose CLS it reads."
     if not taps: return
+    several = "head: weighs CLS$_1$ … CLS$_g$, then classifies"
+    head = head or (several if len(taps) > 1 else "head")
     _box(ax, min(taps), 1.62, len(tops) - min(taps), head, (*PALETTE[2], .25))
     for j, i in enumerate(taps, 1):
         _arrow(ax, (i + .71, tops[i] + .26), (i + .71, 1.62), color=PALETTE[2], linewidth=2.4)
@@ -81,7 +83,7 @@ def method_diagram(
     recover: Collection[int] = (), # blocks after which the cache is given back
     taps: Collection[int] = (), # blocks whose CLS the head reads
     cached: str = "pooled token, register", # what a block puts into the cache
-    head: str = "head: weighs CLS$_1$ … CLS$_g$, then classifies", # what stands in the head's box
+    head: str = "", # what stands in the head's box; empty: what a head over so many blocks does
     title: str = "What happens to the tokens",
 ) -> Figure:
     "The method drawn from a model's own trace. Raises `ValueError` if the trace and the blocks disagree."
