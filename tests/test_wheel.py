@@ -31,6 +31,10 @@ clca.export(model, f"{out}/model.pt2")
 exported = torch.export.load(f"{out}/model.pt2").module()
 assert torch.allclose(exported(images), logits, atol=1e-5)
 assert clca.load_checkpoint(run)(images).shape == (2, 22)
+import timm
+vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, patch_size=8, embed_dim=16, num_heads=2).eval()
+assert clca.wrap(vit, cache=False, keep=.5)(images).shape == (2, 5)
+assert torch.equal(clca.wrap(vit, cache=False, keep=1.)(images), vit(images))
 from clca.training.paths import data_dir
 assert data_dir() == pathlib.Path(os.environ["XDG_CACHE_HOME"])/"clca"
 try: clca.training.load_data
