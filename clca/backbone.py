@@ -193,7 +193,7 @@ def drop_head(
     "Take final norm, pooling and classifier away."
     backbone.norm = backbone.fc_norm = backbone.head = nn.Identity()
     if getattr(backbone, "head_dist", None) is not None: backbone.head_dist = nn.Identity()
-    backbone.attn_pool = None
+    backbone.attn_pool, backbone.without_head = None, True
 
 # %% ../nbs/04_backbone.ipynb #e9117fc0
 def embed(

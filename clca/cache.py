@@ -102,5 +102,5 @@ def after_block(
     if block in cache.recover: seq, held = give_back(cache, seq, held)
     if reduced_at_once and cache.num_clr:
         held = held._replace(registers=before.x[:, before.length - cache.num_clr:].clone())
-    if block < cache.recover[-1]: held = put_aside(cache, seq, held)
+    if cache.recover and block < cache.recover[-1]: held = put_aside(cache, seq, held)
     return seq, held

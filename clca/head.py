@@ -19,6 +19,7 @@ class Head(nn.Module):
     """What heads have in common.
     Subclasses take (dim, layers, num_classes) and implement `forward` on stacked CLS tokens, [B, D, g] -> [B, C]."""
     every_group = True # read after every reduction and the last block, else after the last block alone
+    of_backbone = False # classifies by the layers of the backbone, which other heads replace
 
     def read(self, backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, D]
         "What is read after a block: a copy of CLS, for a view would keep all tokens in memory."
@@ -42,7 +43,7 @@ def tapped_blocks(
 
 # %% ../nbs/08_head.ipynb #3946cec2
 def _check_head(thing: object) -> None:
-    if not (isinstance(thing, type) and issubclass(thing, Head)):
+    if not (isinstance(thing, type) and issubclass(thing, Head)) or thing is Head:
         raise TypeError(f"{thing!r} is no head: write a subclass of clca.head.Head with forward([B, D, g]) -> [B, C]")
 
 HEADS = Registry("head", _check_head)
@@ -51,7 +52,7 @@ def register_head(
     name: str, # by which create_model(head=…) takes it
 ) -> Callable[[type[Head]], type[Head]]:
     "Decorator for a subclass of `Head`. Raises `ValueError` for a name that is taken, `TypeError` for another class."
-    return lambda kind: HEADS.add(name, kind)
+    return HEADS.decorator(name)
 
 # %% ../nbs/08_head.ipynb #0b621d84
 @register_head("cla")
@@ -98,7 +99,7 @@ class IFAHead(Head):
 @register_head("linear")
 class LinearHead(Head):
     "timm's norm, pooling and classifier."
-    every_group = False
+    every_group, of_backbone = False, True
 
     def __init__(self, dim: int = 0, layers: int = 1, num_classes: int = 0): super().__init__()
     def tokens_read(self, backbone: nn.Module) -> int | None:

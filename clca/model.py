@@ -75,13 +75,14 @@ def check_model(
     backbone: nn.Module, # timm model
 ) -> None:
     "Raise `ValueError` for a combination that cannot be."
-    if spec.num_classes < 1 and spec.head != "linear":
+    of_backbone = HEADS.find(spec.head).of_backbone
+    if spec.num_classes < 1 and not of_backbone:
         raise ValueError(f"num_classes={spec.num_classes} leaves a {spec.head!r} head nothing to tell apart: "
                          "use head='linear' for features")
     if not spec.reference: return
     if backbone.cls_token is None:
         raise ValueError("reference=True needs a backbone with a CLS token, as the published method does")
-    if spec.head == "linear" and backbone.global_pool == "map":
+    if of_backbone and backbone.global_pool == "map":
         raise ValueError("reference=True with map pooling was never published: use the default behaviour")
 
 # %% ../nbs/11_model.ipynb #aadf337f
@@ -92,7 +93,7 @@ def protected_start(model: "TokenReducedViT") -> int:
         backbone.cls_token is None
         or getattr(backbone, "rope", None) is not None
         or isinstance(backbone, VisionTransformerDistilled)
-        or model.spec.head == "linear" and backbone.global_pool != "token")
+        or model.head.of_backbone and backbone.global_pool != "token")
     protects = model.spec.protect or getattr(model.account, "protects_prefix", False)
     return backbone.num_prefix_tokens if by_place or protects else 1
 
@@ -107,6 +108,7 @@ class TokenReducedViT(nn.Module):
         super().__init__()
         check_backbone(backbone)
         check_model(spec, backbone)
+        spec = replace(spec, reducer=REDUCERS.name_of(spec.reducer), head=HEADS.name_of(spec.head)) # one name each
         self.backbone, self.spec, self.num_classes = backbone, spec, spec.num_classes
         self.stages = create_stages(backbone, spec)
         self.cache = create_cache(backbone, spec, self.at)
@@ -114,13 +116,13 @@ class TokenReducedViT(nn.Module):
         self.taps = tapped_blocks(head, self.at, self.depth)
         self.head = head(backbone.embed_dim, len(self.taps), spec.num_classes)
         open_blocks(backbone)
-        if spec.head != "linear": drop_head(backbone)
+        if not self.head.of_backbone: drop_head(backbone)
 
     def forward(self, images: Tensor, full: bool = False) -> Tensor | Output:
         """Logits [B, C] of images [B, 3, H, W].
         With `full` an `Output`, with all tokens and what a learned reducer decided."""
         if full: return walk(self, images, full=True)
-        untouched = not self.reducing and self.cache is None and self.spec.head == "linear"
+        untouched = not self.reducing and self.cache is None and self.head.of_backbone
         return self.backbone(images) if untouched else walk(self, images).logits
 
 # %% ../nbs/11_model.ipynb #a5180289
@@ -185,14 +187,16 @@ def wrap(
         if name in options:
             raise ValueError(f"{name}={options[name]!r} says how a backbone is built, and this one is built: "
                              "leave it out")
+    if getattr(vit, "without_head", False):
+        raise ValueError("this backbone has lost its final norm and classifier to a head of ours: wrap the timm model itself")
     own = num_classes is None
     if own and options.get("head", "linear") != "linear":
         raise ValueError(f"head={options['head']!r} is a new head, which needs num_classes: "
                          "give it, or leave head out to keep the model's own")
     given = dict(at=None, image_size=vit.patch_embed.img_size) | (dict(head="linear") if own else {}) | options
     spec = Spec(architecture(vit), vit.num_classes if own else num_classes, **given)
-    backbone = _with_classes(copy.deepcopy(vit), spec)
-    return TokenReducedViT(backbone, replace(spec, at=spec.at or quarter_points(len(vit.blocks))))
+    if spec.at is None: spec = replace(spec, at=quarter_points(len(vit.blocks)))
+    return _alike(TokenReducedViT(_with_classes(copy.deepcopy(vit), spec), spec), vit)
 
 # %% ../nbs/11_model.ipynb #e6597008
 def architecture(vit: nn.Module) -> str:
@@ -201,8 +205,14 @@ def architecture(vit: nn.Module) -> str:
 
 def _with_classes(vit: nn.Module, spec: Spec) -> nn.Module:
     "A new classifier for another number of classes, if it is timm's that classifies."
-    if spec.head == "linear" and spec.num_classes != vit.num_classes: vit.reset_classifier(spec.num_classes)
+    own = HEADS.find(spec.head).of_backbone
+    if own and spec.num_classes != vit.num_classes: vit.reset_classifier(spec.num_classes)
     return vit
+
+def _alike(model: TokenReducedViT, vit: nn.Module) -> TokenReducedViT:
+    "New parts where the given ones are, in their precision, and all in the mode of the given model."
+    like = next(vit.parameters())
+    return model.to(like.device, like.dtype).train(vit.training)
 
 wrap.__signature__ = _signature(
     inspect.Parameter("vit", _either, annotation=nn.Module),
@@ -231,7 +241,7 @@ TokenReducedViT.no_weight_decay = no_weight_decay
 def reset_classifier(model: TokenReducedViT, num_classes: int) -> None:
     """New weights for the last layer of the head, for other classes; all else stays, as in timm.
     Raises `ValueError` where that cannot be."""
-    if model.spec.head == "linear": model.backbone.reset_classifier(num_classes)
+    if model.head.of_backbone: model.backbone.reset_classifier(num_classes)
     elif num_classes < 1:
         raise ValueError(f"num_classes={num_classes} leaves the head nothing to tell apart: it must be at least 1")
     elif not hasattr(model.head, "classifier"):

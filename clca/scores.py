@@ -66,8 +66,10 @@ def register_score(
     Raises `ValueError` for a name that is taken."""
     if needs not in ("attention", "update"): raise ValueError(f"needs={needs!r} must be 'attention' or 'update'")
     if kind not in KINDS: raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+    if name == "auto": raise ValueError("score 'auto' stands for the published choice: use another name")
+    register = SCORES.decorator(name)
     def add(function: Callable) -> Callable:
-        SCORES.add(name, Score(function, needs, kind))
+        register(Score(function, needs, kind))
         return function
     return add
 
@@ -93,8 +95,7 @@ def score_name(
     has_cls: bool, # the backbone has a CLS token
 ) -> str:
     "How topk, evit and ats rank tokens. Raises `ValueError` where that cannot be."
-    name = {"auto": "cls" if has_cls else "mean"}.get(score, score)
-    SCORES.find(name)
+    name = SCORES.name_of({"auto": "cls" if has_cls else "mean"}.get(score, score))
     if name == "cls" and not has_cls:
         raise ValueError("score='cls' needs a backbone with a CLS token: use score='mean' or 'update'")
     return name

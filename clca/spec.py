@@ -37,17 +37,19 @@ class Spec:
     image_size: int | tuple[int, int] | None = None # pixels; None: the backbone's own
     pretrained: bool = False # load timm's weights
     reference: bool = False # published behaviour with its defects, for parity and published checkpoints
-    timm_kwargs: Mapping[str, Any] = field(default_factory=dict) # passed on to timm.create_model
+    timm_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False) # passed on to timm.create_model
 
     def __post_init__(self):
         for name in ("keep", "at", "image_size"): object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        if _is_whole(self.at): object.__setattr__(self, "at", (self.at,))
         _check_kinds(self)
         check_keep(self.keep, len(self.keep) if isinstance(self.keep, tuple) else 1)
 
 # %% ../nbs/09_spec.ipynb #223dec4e
 def _as_tuple(value: Any) -> Any:
-    "Lists of a notebook or of JSON as tuples, which cannot change."
-    return tuple(value) if isinstance(value, list) else value
+    "Lists of a notebook or of JSON as tuples, which cannot change; whole numbers of any kind as Python's."
+    if not isinstance(value, (list, tuple, range)): return int(value) if _is_whole(value) else value
+    return tuple(int(each) if _is_whole(each) else each for each in value)
 
 def _is_whole(value: Any) -> bool: return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -64,6 +66,9 @@ def _check_kinds(spec: Spec) -> None:
                          "or 0 with head='linear' for features")
     if not _is_whole(spec.num_clr) or spec.num_clr < 0:
         raise ValueError(f"num_clr={spec.num_clr!r} must be 0 or more: the whole number of registers")
+    sides = spec.image_size if isinstance(spec.image_size, tuple) else (spec.image_size,) * 2
+    if spec.image_size is not None and not (len(sides) == 2 and all(_is_whole(side) and side > 0 for side in sides)):
+        raise ValueError(f"image_size={spec.image_size!r} must be a number of pixels, or height and width")
     if spec.cache and not spec.num_clr and not spec.gap:
         raise ValueError("cache=True with num_clr=0 and gap=False caches nothing: use cache=False")
 

@@ -43,11 +43,11 @@ def registries_restored() -> Iterator[None]:
     from clca.head import HEADS
     from clca.reducers import REDUCERS
     from clca.scores import SCORES
-    before = [(registry, dict(registry), dict(registry.handed)) for registry in (REDUCERS, SCORES, HEADS)]
+    before = [(registry, dict(registry), set(registry.typed)) for registry in (REDUCERS, SCORES, HEADS)]
     try: yield
     finally:
-        for registry, things, handed in before:
+        for registry, things, typed in before:
             registry.clear()
             registry.update(things)
-            registry.handed.clear()
-            registry.handed.update(handed)
+            registry.typed.clear()
+            registry.typed.update(typed)

@@ -81,7 +81,7 @@ class Between(Seam):
     early = True # for comparison: False takes the published order everywhere
 
     def __init__(self, reducer: Reducer, view: View):
-        self.reducer, self.view, self.reduced = reducer, view, False
+        self.reducer, self.view, self.reduced, self.total = reducer, view, False, None
         self.late = SCORES.find(reducer.criterion).needs == "update"
 
     def decide(self, qkv: QKV, update: Tensor | None = None) -> None:
@@ -97,7 +97,9 @@ class Between(Seam):
         self.qkv, lo, hi = None, self.view.lo, self.view.hi
         if self.plan is None: return self.x + drop_path(update)
         if not self.reduced: return apply(self.plan, self.x + drop_path(update), lo, hi)
-        return apply(self.plan, self.x, lo, hi, rows=self.rows) + drop_path(update)
+        update = drop_path(update)
+        if self.total is not None: update = update * self.total.to(update.dtype).unsqueeze(2)
+        return apply(self.plan, self.x, lo, hi, rows=self.rows) + update
 
 # %% ../../nbs/reducers/00_base.ipynb #b001ff34
 def attend_reduced(
@@ -109,16 +111,15 @@ def attend_reduced(
     lo, hi = seam.view.lo, seam.view.hi
     means = seam.plan.means(lo, qkv.q.shape[2] - hi)
     if means is None: return None
-    plan, total = means
+    plan, seam.total = means
     seam.reduced, seam.rows = True, copied_rows(plan, qkv.q.shape[2], lo)
     if plan.copies is not None and not plan.summed:
         return project(attn, attend(attn, take_queries(qkv, plan.copies, lo, hi)))
-    out = project(attn, apply(plan, attend(attn, qkv), lo, hi, rows=seam.rows))
-    return out if total is None else out * total.to(out.dtype).unsqueeze(2)
+    return project(attn, apply(plan, attend(attn, qkv), lo, hi, rows=seam.rows))
 
 # %% ../../nbs/reducers/00_base.ipynb #ea7f7d9d
 def _check_reducer(thing: object) -> None:
-    if not (isinstance(thing, type) and issubclass(thing, Reducer)):
+    if not (isinstance(thing, type) and issubclass(thing, Reducer)) or thing.forward is Reducer.forward:
         raise TypeError(f"{thing!r} is no reducer: "
                         "write a subclass of clca.reducers.Reducer with forward(view) -> Plan | None")
 
@@ -129,7 +130,7 @@ def register_reducer(
 ) -> Callable[[type[Reducer]], type[Reducer]]:
     """Decorator for a subclass of `Reducer`.
     Raises `ValueError` for a name that is taken, `TypeError` for another class."""
-    return lambda kind: REDUCERS.add(name, kind)
+    return REDUCERS.decorator(name)
 
 @register_reducer("none")
 class NoReduction(Reducer):

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ..head import HEADS, CLAHead, IFAHead
 from ..model import create_model
 from ..reducers import REDUCERS, names
-from ..registry import known
+from ..registry import known, lending
+from ..scores import SCORES
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #d916c5c9
 _CLA = {"0": "norm", "1": "mix", "2": "mixed_norm", "4": "classifier"}
@@ -49,7 +50,7 @@ def _heads(model: nn.Module) -> dict[str, str]:
     "Published positions of the head's layers; timm's own head has none."
     if isinstance(model.head, CLAHead): return _CLA
     if isinstance(model.head, IFAHead): return _IFA
-    if model.spec.head == "linear": return {}
+    if model.head.of_backbone: return {}
     raise ValueError(f"head={model.spec.head!r} was never published: "
                      "only 'cla', 'cla_last', 'ifa' and 'linear' have published names")
 
@@ -241,10 +242,13 @@ def _build_run(config: Path, classes: Mapping[str, type]) -> nn.Module:
     "The model that a run folder names, without importing anything for it."
     try: build = dict(json.loads(config.read_text())["model"]) | {"pretrained": False}
     except (KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
-    for registry, option in ((REDUCERS, "reducer"), (HEADS, "head")):
-        if option in build: registry.remember(build[option], known(registry, build[option], classes))
-    try: return create_model(**build)
-    except (KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
+    lent: dict[str, dict[str, type]] = {}
+    for registry, option in ((REDUCERS, "reducer"), (HEADS, "head"), (SCORES, "score")):
+        name = build.get(option, "auto")
+        if name != "auto": lent[option] = {name: known(registry, name, classes)}
+    with lending(REDUCERS, lent.get("reducer", {})), lending(HEADS, lent.get("head", {})):
+        try: return create_model(**build)
+        except (KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
 
 def _damaged(config: Path, error: Exception) -> ValueError:
     return ValueError(f"{config} does not say which model to build, it is damaged or of another program: "
