@@ -27,7 +27,7 @@ def recovery_blocks(
 # %% ../nbs/06_cache.ipynb #ded505d0
 class Held(NamedTuple):
     "What the cache holds at one moment of a forward."
-    pool_end: int # end of the tokens to pool: registers, and what was given back, are not pooled
+    pool_end: int # end of the tokens to pool: before the registers at first, then before what was given back
     tokens: tuple[Tensor, ...] = () # each [B, ·, D], in the order in which they were put aside
     registers: Tensor | None = None # [B, num_clr, D] while they are not at the end of the sequence
 

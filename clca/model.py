@@ -94,7 +94,7 @@ def protected_start(model: "TokenReducedViT") -> int:
         or getattr(backbone, "rope", None) is not None
         or isinstance(backbone, VisionTransformerDistilled)
         or model.head.of_backbone and backbone.global_pool != "token")
-    protects = model.spec.protect or getattr(model.account, "protects_prefix", False)
+    protects = model.spec.protect or model.account.protects_prefix
     return backbone.num_prefix_tokens if by_place or protects else 1
 
 # %% ../nbs/11_model.ipynb #2655ba76

@@ -20,6 +20,8 @@ class Account:
     keeps_sizes = False # from the first plan on
     padded = False # a size of 0 means that there is no token: it has no part in a mean
     protects_cache = False # tokens that are inserted are never reduced
+    protects_prefix = False # registers of the backbone are never reduced
+    merges = False # tokens are merged or mixed, not selected
 
     def sizes(self, x: Tensor) -> Tensor | None: # [B, N]
         "Sizes at the model's input; `None`: one each, and no account needed yet."

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from timm.layers import DropPath
 from torch.nn.parallel import DistributedDataParallel
+import clca
 from clca.tools.cost import macs
 from clca.model import create_model
 from clca.reducers import names
@@ -214,3 +215,23 @@ def test_what_cannot_be_built(kw, says):
 def test_macs_without_storage():
     "On the meta device ATS counts its largest number of tokens."
     with torch.device("meta"): assert all(macs(build(r), 32) > 0 for r in NAMES)
+
+@pytest.mark.parametrize("kw", [dict(at=()), dict(at=(), recover_last=False), dict(at=(0,)), dict(at=(3,)), dict(at=(0, 3))])
+@torch.no_grad()
+def test_edges_of_a_schedule(kw):
+    for reducer in names(): assert build(reducer, **kw)(noise()).isfinite().all()
+
+def test_what_is_added_to_attention_is_added_to_every_token():
+    """A fused token of EViT gets as much of what a hook, an adapter or LayerScale adds after attention as of the tokens
+    that it sums up."""
+    from clca.tools.properties import everything_first
+    model, x = build("evit", keep=.5, head="linear", cache=False).double(), noise(dtype=torch.float64)
+    for block in model.backbone.blocks:
+        for part in (block.attn, block.ls1, block.drop_path1): part.register_forward_hook(lambda part, args, out: out + .3)
+    with torch.no_grad():
+        logits = model(x)
+        with everything_first(): assert torch.allclose(model(x), logits, atol=1e-10)
+
+def test_a_spec_is_a_key():
+    a, b = (build("evit").spec for _ in range(2))
+    assert len({a, b}) == 1 and clca.Spec("vit", 2, at=range(1, 3)) == clca.Spec("vit", 2, at=[1, 2])

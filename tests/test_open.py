@@ -10,7 +10,7 @@ from helpers import ROOT, registries_restored
 from safetensors.torch import save_file
 
 import clca
-from clca.head import Head
+from clca.head import Head, LinearHead
 from clca.reducers import Reducer, TopK
 from clca.scores import SCORES, register_score
 from clca.tools.exporting import describe
@@ -110,6 +110,44 @@ def test_a_file_never_makes_us_import(module, tmp_path):
     class Other(TopK): pass
     assert type(clca.load_checkpoint(folder, classes={"elsewhere:Mine": Other}).stages[0]) is Other
 
+def test_a_score_in_a_file_imports_nothing(module, tmp_path):
+    folder = run_folder(tmp_path/"run", score="elsewhere:thing")
+    with pytest.raises(ValueError, match="never makes this package import code"): clca.load_checkpoint(folder)
+    assert "elsewhere" not in sys.modules
+
+def test_a_class_is_lent_and_not_kept(tmp_path):
+    folder = run_folder(tmp_path/"run", reducer="of_mine")
+    class Other(TopK): pass
+    assert type(clca.load_checkpoint(folder, classes={"of_mine": Other}).stages[0]) is Other
+    with pytest.raises(ValueError, match="not registered"): clca.load_checkpoint(folder)
+    with pytest.raises(ValueError, match="unknown reducer 'of_mine'"): small_model("of_mine")
+
+def test_one_class_has_one_name():
+    "The address of a built-in is the built-in, with all that hangs on its name."
+    for reference in (False, True):
+        model = small_model("clca.reducers:DynamicViT", head="clca.head:LinearHead", reference=reference, keep=[.7, .5])
+        named = small_model("dyvit", head="linear", reference=reference, keep=[.7, .5])
+        assert model.spec == named.spec and model(small_images()).equal(named(small_images()))
+    @clca.register_head("like_timm")
+    class LikeTimm(LinearHead): pass
+    assert small_model("evit", head="like_timm")(small_images()).shape == (3, 3)
+
+def test_an_edited_class_is_the_one_that_is_used(module):
+    small_model("elsewhere:Mine")
+    class Edited(TopK): pass
+    sys.modules["elsewhere"].Mine = Edited
+    assert type(small_model("elsewhere:Mine").stages[0]) is Edited
+
+def test_names_that_cannot_be():
+    with pytest.raises(ValueError, match="'auto' stands for"): register_score("auto")
+    with pytest.raises(TypeError, match="write @register_reducer"): clca.register_reducer(TopK)
+    for thing in (Reducer, Head):
+        with pytest.raises(TypeError, match="is no"): (clca.register_head if thing is Head else clca.register_reducer)("x")(thing)
+
+def test_a_score_of_nothing_is_no_nan():
+    register_score("nothing", kind="positive")(lambda view: torch.zeros_like(view.x[..., 0]))
+    for reducer in ("topk", "evit", "ats"): assert small_model(reducer, score="nothing")(small_images()).isfinite().all()
+
 def test_a_file_may_name_what_somebody_typed(module, tmp_path):
     folder = run_folder(tmp_path/"run", reducer="elsewhere:Mine")
     small_model("elsewhere:Mine")
@@ -132,9 +170,15 @@ def test_papermill_takes_an_address(module):
     assert not done.returncode, done.stderr[-2000:]
     assert json.loads((out/"metrics.json").read_text())["reducer"] == "elsewhere:Mine"
     assert json.loads((out/"config.json").read_text())["model"]["reducer"] == "elsewhere:Mine"
+    asked = dict(model=str(out), images="figures", shown=1, out=str(module/"answers"), classes=["elsewhere:Mine"])
+    command[4:] = [str(module/"predict.ipynb"), "-y", json.dumps(asked), "--no-progress-bar"]
+    command[3] = "nbs/predict.ipynb"
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+    assert (module/"answers"/"predictions.csv").exists()
 
 def test_another_reducer_of_the_same_name_is_refused():
     with pytest.raises(ValueError, match="reducer 'evit' is taken by clca.reducers.evit:EViT"):
-        clca.register_reducer("evit")(type("X", (Reducer,), {}))
+        clca.register_reducer("evit")(type("X", (TopK,), {}))
     with pytest.raises(TypeError, match="is no reducer"): clca.register_reducer("x")(torch.nn.Linear)
     with pytest.raises(ValueError, match="did you mean 'evit'.*Valid: none, topk, evit"): small_model("evitt")

@@ -24,8 +24,7 @@ class Reducer(nn.Module, Account):
     "One stage of a method: subclasses implement `forward(view) -> Plan | None`. What sizes mean is in `Account`."
     reduces = True
     before = False # reduce before the block, else between attention and MLP
-    protects_prefix = False # never reduces registers of the backbone
-    merges = False # tokens are merged or mixed, not selected
+
     score_kind = "any" # of the scores that it can use, see `clca.scores.KINDS`
 
     def __init__(self,

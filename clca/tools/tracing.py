@@ -65,7 +65,7 @@ def kept_patches(
 ) -> Tensor: # [B, m], or for methods that merge [B, P]
     "Source patch of every candidate that stays (-1: not a patch), or the token that every patch went to."
     end = seq.hi - isinstance(plan, Fuse) # what sums up the rest is no patch
-    if not getattr(seq.account, "merges", False): return seq.place[:, seq.lo:end].expand(len(shares), -1)
+    if not seq.account.merges: return seq.place[:, seq.lo:end].expand(len(shares), -1)
     if end > seq.lo: return shares[:, seq.lo:end].argmax(1)
     return torch.full_like(seq.place[:, :seq.patches], -1).expand(len(shares), -1)
 
