@@ -32,6 +32,7 @@ SLOW = {
     "test_notebooks.py::test_library?lab/*": 0,
     "test_notebooks.py::test_library?*_exporting]": 0,
     "test_notebooks.py::test_library?*_model]": 0,
+    "test_notebooks.py::test_library?*_properties]": 0,
     "test_notebooks.py::test_library?index]": 0,
     "test_sweep.py::test_failures_are_retried_and_reported": 0,
     "test_sweep.py::test_killed_and_started_again": 0,
@@ -41,6 +42,7 @@ SLOW = {
     "test_model.py::*": 8,
     "test_parity.py::*": 16,
     "test_properties.py::*": 8,
+    "test_open.py::test_papermill*": 0,
     "test_outsiders.py::*": 8,
     "test_published_order.py::*": 8,
 }
