@@ -188,7 +188,8 @@ def wrap(
             raise ValueError(f"{name}={options[name]!r} says how a backbone is built, and this one is built: "
                              "leave it out")
     if getattr(vit, "without_head", False):
-        raise ValueError("this backbone has lost its final norm and classifier to a head of ours: wrap the timm model itself")
+        raise ValueError("this backbone has lost its final norm and classifier to a head of ours: "
+                         "wrap the timm model itself")
     own = num_classes is None
     if own and options.get("head", "linear") != "linear":
         raise ValueError(f"head={options['head']!r} is a new head, which needs num_classes: "

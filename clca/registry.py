@@ -53,7 +53,8 @@ class Registry(dict):
         return thing
     def decorator(self, name: str) -> Callable[[Any], Any]:
         "`@register_…(name)`. Raises `TypeError` if the name was forgotten."
-        if not isinstance(name, str): raise TypeError(f"{name!r} is no name: write @register_{self.what}('a_name') above it")
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} is no name: write @register_{self.what}('a_name') above it")
         return lambda thing: self.add(name, thing)
     def find(self, name: str) -> Any:
         """The thing of this name or address.
