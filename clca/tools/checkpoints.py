@@ -242,11 +242,11 @@ def _build_run(config: Path, classes: Mapping[str, type]) -> nn.Module:
     "The model that a run folder names, without importing anything for it."
     try: build = dict(json.loads(config.read_text())["model"]) | {"pretrained": False}
     except (KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
-    lent: dict[str, dict[str, type]] = {}
-    for registry, option in ((REDUCERS, "reducer"), (HEADS, "head"), (SCORES, "score")):
-        name = build.get(option, "auto")
-        if name != "auto": lent[option] = {name: known(registry, name, classes)}
-    with lending(REDUCERS, lent.get("reducer", {})), lending(HEADS, lent.get("head", {})):
+    score, lent = build.get("score", "auto"), {"reducer": {}, "head": {}}
+    if score != "auto": known(SCORES, score)
+    for registry, option in ((REDUCERS, "reducer"), (HEADS, "head")):
+        if option in build: lent[option] = {build[option]: known(registry, build[option], classes)}
+    with lending(REDUCERS, lent["reducer"]), lending(HEADS, lent["head"]):
         try: return create_model(**build)
         except (KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
 
