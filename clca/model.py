@@ -117,6 +117,7 @@ class TokenReducedViT(nn.Module):
         self.head = head(backbone.embed_dim, len(self.taps), spec.num_classes)
         open_blocks(backbone)
         if not self.head.of_backbone: drop_head(backbone)
+        self.pretrained_cfg = _pretrained_cfg(backbone, spec)
 
     def forward(self, images: Tensor, full: bool = False) -> Tensor | Output:
         """Logits [B, C] of images [B, 3, H, W].
@@ -143,6 +144,12 @@ _reads("lo", lambda model: protected_start(model), "Number of tokens at the star
 def account_of(model: TokenReducedViT) -> Account:
     "What the model's method makes of sizes: its first stage that reduces."
     return next((stage for stage in model.stages if stage.reduces), Account())
+
+def _pretrained_cfg(backbone: nn.Module, spec: Spec) -> dict[str, Any]:
+    "What timm knows of the backbone's weights, in a dictionary of the model's own, with its real size and classes."
+    size = (getattr(backbone, "in_chans", 3), *backbone.patch_embed.img_size)
+    known = getattr(backbone, "pretrained_cfg", None) or {}
+    return dict(known, input_size=size, num_classes=spec.num_classes)
 
 # %% ../nbs/11_model.ipynb #73812c5e
 def create_model(
