@@ -16,7 +16,7 @@ from clca.tools.preparation import Preparation, changeable_values, choose_prepar
 from clca.training import load_data, train
 from clca.training.images import Images, hold, read_image
 from clca.training.recipe import Recipe
-from clca.training.records import folder_name
+from clca.training.records import check_folder, folder_name
 from test_train_notebook import start
 
 OTHER = dict(mean=[.5, .4, .3], std=[.5, .25, .2], crop_pct=.8, interpolation="bilinear")
@@ -125,7 +125,7 @@ def test_the_weights_decide(tmp_path, weights):
     assert chosen(f"pretrained = True\nbackbone_kwargs = {overlay}\npreparation = dict(crop_pct=1)", out)[0] == \
         replace(theirs, crop_pct=1)
     prepared, settings = chosen(f"preparation = {OTHER}", out)
-    assert prepared == Preparation(32, **OTHER) and settings["prepared"] == settings["preparation"] == OTHER
+    assert prepared == Preparation(32, **OTHER) and settings["preparation_used"] == settings["preparation"] == OTHER
 
 @pytest.mark.parametrize("values, message", [
     ("dict(mena=[.5]*3)", "preparation has no value 'mena' that can be changed: it has mean, std, crop_pct"),
@@ -170,19 +170,22 @@ def test_a_run_from_before(tmp_path, folder):
     _, metrics = go()
     note, config = (tmp_path/"run"/name for name in ("parameters.json", "config.json"))
     old = json.loads(note.read_text())
-    assert old.pop("prepared") and json.loads(metrics["prepared"])["crop_pct"] == .875
+    assert old.pop("preparation_used") and json.loads(metrics["preparation_used"])["crop_pct"] == .875
     note.write_text(json.dumps(old))
     said = json.loads(config.read_text())
     single = torch.tensor(said["mean"]).tolist() # as runs wrote it then
     config.write_text(json.dumps({k: v for k, v in said.items() if k not in ("crop_pct", "interpolation")} | dict(mean=single)))
     model, again = go()
     assert again == metrics and preparation_of(model) == preparation_of(load_checkpoint(tmp_path/"run")) == Preparation(32)
-    with pytest.raises(ValueError, match="holds a run with prepared = .*0.875.*, not .*0.8"): go(crop_pct=.8)
+    with pytest.raises(ValueError, match="holds a run with preparation_used = .*0.875.*, not .*0.8"): go(crop_pct=.8)
+    with pytest.raises(ValueError, match="holds a run with preparation_used = .*0.485.*, not .*0.5"):
+        check_folder(tmp_path/"run", dict(preparation_used=changeable_values(Preparation(32, [.5]*3))), some=True)
 
 def test_names_of_folders_stay():
     "The default gives the name that a run had before there was this parameter; other values give another."
     before = dict(dataset="typefaces", seed=0)
-    def name(**values): return folder_name(before | dict(preparation=values, prepared=changeable_values(Preparation(32, **values))))
+    def name(**values):
+        return folder_name(before | dict(preparation=values, preparation_used=changeable_values(Preparation(32, **values))))
     assert name() == name(crop_pct=.875) == folder_name(before) != name(crop_pct=.8)
 
 def test_a_damaged_record(tmp_path, folder):

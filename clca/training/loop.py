@@ -327,7 +327,7 @@ def train(
     out = Path(out)
     check_buildable(model)
     parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
-    if own := getattr(data.test, "preparation", None): parameters |= {"prepared": changeable_values(own)}
+    if own := getattr(data.test, "preparation", None): parameters |= {"preparation_used": changeable_values(own)}
     set_preparation(model, preparation_of_set(data.test))
     if metrics := claim_folder(out, parameters):
         print(f"{out.name} is finished: nothing is trained again.")

@@ -54,8 +54,8 @@ class AtomicIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 # %% ../../nbs/training/06_records.ipynb #d7b535ef
-_FREE = {"out", "workers", "data_root", "preparation"} # what is asked of the preparation; `prepared` is what was done
-_ADDED = {"prepared": changeable_values(Preparation(1))} # what a record may lack, and what every run did before
+_FREE = {"out", "workers", "data_root", "preparation"} # what is asked for; what was done is `preparation_used`
+_ADDED = {"preparation_used": changeable_values(Preparation(1))} # what every run did before there was a record of it
 
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."
@@ -74,7 +74,7 @@ def check_folder(
     "Raise `ValueError` if the folder belongs to a run with other parameters. Nothing is written."
     if not (note := out/"parameters.json").exists(): return
     old, new = json.loads(note.read_text()), _as_json(parameters)
-    names = old.keys() & new.keys() if some else old.keys() | new.keys()
+    names = (old.keys() | _ADDED) & new.keys() if some else old.keys() | new.keys()
     was = _filled(old)
     for name in sorted(names - _FREE):
         if was.get(name) != new.get(name):
