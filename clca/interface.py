@@ -33,7 +33,8 @@ def identify(
     spec: Spec,
 ) -> None:
     "Let a model know how it was made."
-    made, size = without_weights(spec), tuple(model.backbone.patch_embed.img_size)
+    size, made = tuple(model.backbone.patch_embed.img_size), without_weights(spec)
+    made = replace(made, timm_kwargs={k: v for k, v in made.timm_kwargs.items() if not k.startswith("pretrained_cfg")})
     model.spec, model.num_classes = spec, spec.num_classes
     model.pretrained_cfg = model.default_cfg = _own_cfg(model, size)
     options = {name: value for name, value in options_of(made).items() if name not in _TOLD_BY_TIMM}

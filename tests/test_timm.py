@@ -16,6 +16,7 @@ from torch import nn
 import clca
 from clca.model import TokenReducedViT
 from clca.spec import options_of
+from clca.tools.rollout import cls_rollout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -200,11 +201,10 @@ def test_a_folder_of_something_else(tmp_path):
 
 LOOKS = dict(
     trace=lambda m, x: clca.trace(m, x).logits, restore=lambda m, x: clca.restore(m, x),
-    macs=lambda m, x: torch.tensor(clca.macs(m, 32)), rollout=lambda m, x: clca.tools.rollout.cls_rollout(m, x)[-1])
+    macs=lambda m, x: torch.tensor(clca.macs(m, 32)), rollout=lambda m, x: cls_rollout(m, x)[-1])
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_wrapped_models_are_looked_into(look):
-    import clca.tools.rollout
     model, x = made("vit"), noise()
     told = LOOKS[look](model, x)
     for wrapped in (nn.DataParallel(model), torch.compile(model), timm.utils.ModelEmaV3(model)):
