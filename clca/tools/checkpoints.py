@@ -274,6 +274,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors": return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
+# %% ../../nbs/tools/03_checkpoints.ipynb #63a25b2a
 def _options_in(config: dict[str, Any]) -> dict[str, Any]: # of `create_model`, with weights from nowhere
     "What a model was made with, as our runs, timm or Hugging Face's mixin write it."
     if config.get("architecture") == ARCHITECTURE:
