@@ -372,6 +372,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'clca.model.backbone_of': ('model.html#backbone_of', 'clca/model.py'),
                             'clca.model.check_head_options': ('model.html#check_head_options', 'clca/model.py'),
                             'clca.model.check_model': ('model.html#check_model', 'clca/model.py'),
+                            'clca.model.check_source': ('model.html#check_source', 'clca/model.py'),
                             'clca.model.create_cache': ('model.html#create_cache', 'clca/model.py'),
                             'clca.model.create_head': ('model.html#create_head', 'clca/model.py'),
                             'clca.model.create_model': ('model.html#create_model', 'clca/model.py'),
@@ -939,4 +940,13 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'clca.walk.callable_block': ('walk.html#callable_block', 'clca/walk.py'),
                            'clca.walk.pass_block': ('walk.html#pass_block', 'clca/walk.py'),
                            'clca.walk.tokens_needed': ('walk.html#tokens_needed', 'clca/walk.py'),
-                           'clca.walk.walk': ('walk.html#walk', 'clca/walk.py')}}}
+                           'clca.walk.walk': ('walk.html#walk', 'clca/walk.py')},
+            'clca.weights': { 'clca.weights._ask_hub': ('weights.html#_ask_hub', 'clca/weights.py'),
+                              'clca.weights._load_npz': ('weights.html#_load_npz', 'clca/weights.py'),
+                              'clca.weights.check_reachable': ('weights.html#check_reachable', 'clca/weights.py'),
+                              'clca.weights.check_state': ('weights.html#check_state', 'clca/weights.py'),
+                              'clca.weights.load_weights': ('weights.html#load_weights', 'clca/weights.py'),
+                              'clca.weights.read_state': ('weights.html#read_state', 'clca/weights.py'),
+                              'clca.weights.weights_config': ('weights.html#weights_config', 'clca/weights.py'),
+                              'clca.weights.weights_file': ('weights.html#weights_file', 'clca/weights.py'),
+                              'clca.weights.without_classifier': ('weights.html#without_classifier', 'clca/weights.py')}}}

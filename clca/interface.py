@@ -43,7 +43,7 @@ def identify(
         img_size=None if spec.image_size is None else size, first_conv=FIRST_CONV)
     model._hub_mixin_config = dict(spec=vars(made) | dict(timm_kwargs=dict(made.timm_kwargs)))
 
-_TOLD_BY_TIMM = {"num_classes", "image_size", "pretrained"} # what timm finds out, or passes, itself
+_TOLD_BY_TIMM = {"num_classes", "image_size", "pretrained", "weights"} # what timm finds out, or passes, itself
 
 # %% ../nbs/11_interface.ipynb #5da3a05d
 def _own_cfg(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEAD_OPTIONS', 'schedule_of', 'create_stages', 'create_cache', 'check_model', 'check_head_options', 'create_head',
-           'protected_start', 'TokenReducedViT', 'account_of', 'create_model', 'backbone_of', 'wrap', 'architecture',
-           'made_with', 'has_auxiliary_loss', 'auxiliary_loss']
+           'protected_start', 'TokenReducedViT', 'account_of', 'create_model', 'backbone_of', 'check_source', 'wrap',
+           'architecture', 'made_with', 'has_auxiliary_loss', 'auxiliary_loss']
 
 # %% ../nbs/12_model.ipynb #d98d1294
 import copy
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from timm.models.deit import VisionTransformerDistilled
@@ -30,6 +31,7 @@ from .scores import score_name
 from .sequence import Account
 from .spec import OPTIONS, SOURCES, Spec, split_options
 from .walk import Output, Watcher, walk
+from .weights import check_reachable, load_weights, weights_file
 
 # %% ../nbs/12_model.ipynb #ebdbdab9
 def schedule_of(
@@ -191,8 +193,18 @@ def create_model(
 def backbone_of(spec: Spec) -> nn.Module:
     "The timm model that a spec names."
     size = {} if spec.image_size is None else {"img_size": spec.image_size}
-    return create_backbone(
+    check_source(spec)
+    vit = create_backbone(
         spec.backbone, pretrained=spec.pretrained, num_classes=spec.num_classes, **size, **spec.timm_kwargs)
+    if spec.weights: load_weights(vit, spec.weights)
+    return vit
+
+def check_source(spec: Spec) -> None:
+    """Raise if the weights cannot be had, before anything is built: `FileNotFoundError` or `ValueError`
+    if there are none, `ConnectionError` if the hub that has them is not in reach."""
+    if spec.weights: weights_file(spec.weights)
+    known = timm.is_model(spec.backbone.split(".")[0])
+    if spec.pretrained and known: check_reachable(spec.backbone, spec.timm_kwargs.get("pretrained_cfg_overlay") or {})
 
 # %% ../nbs/12_model.ipynb #c360086f
 def _signature(
@@ -220,7 +232,7 @@ def wrap(
     """Reduce the tokens of a timm model that one already has.
     Raises `TypeError` by name for what cannot be walked, `ValueError` for options."""
     check_backbone(vit)
-    for name in ("pretrained", "image_size", *split_options(options)["timm_kwargs"]):
+    for name in ("pretrained", "weights", "image_size", *split_options(options)["timm_kwargs"]):
         if name in options:
             raise ValueError(f"{name}={options[name]!r} says how a backbone is built, and this one is built: "
                              "leave it out")
@@ -265,7 +277,7 @@ def _alike(model: TokenReducedViT, vit: nn.Module) -> TokenReducedViT:
 wrap.__signature__ = _signature(
     inspect.Parameter("vit", _either, annotation=nn.Module),
     inspect.Parameter("num_classes", _either, default=None, annotation=int | None),
-    but=("backbone", "image_size", "pretrained"), at=None)
+    but=("backbone", "image_size", "pretrained", "weights"), at=None)
 
 # %% ../nbs/12_model.ipynb #23017460
 def has_auxiliary_loss(model: TokenReducedViT) -> bool:

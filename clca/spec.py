@@ -37,6 +37,7 @@ class Spec:
     score: str = "auto" # importance of a token for topk, evit and ats: "cls", "mean", "update", or a registered name
     image_size: int | tuple[int, int] | None = None # pixels; None: the backbone's own
     pretrained: bool = False # load timm's weights
+    weights: str | None = None # load those of a local file or folder, in any form that timm reads
     reference: bool = False # published behaviour with its defects, for parity and published checkpoints
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False) # passed on to timm.create_model
 
@@ -44,6 +45,7 @@ class Spec:
         for name in ("keep", "at", "image_size"): object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         if _is_whole(self.at): object.__setattr__(self, "at", (self.at,))
         object.__setattr__(self, "image_size", _as_side(self.image_size))
+        object.__setattr__(self, "weights", self.weights or None) # a notebook has no None among its parameters
         _check_kinds(self)
         check_keep(self.keep, len(self.keep) if isinstance(self.keep, tuple) else 1)
 
@@ -67,6 +69,10 @@ def _check_kinds(spec: Spec) -> None:
     for name in ("cache", "gap", "recover_last", "protect", "pretrained", "reference"):
         if not isinstance(value := getattr(spec, name), bool):
             raise ValueError(f"{name}={value!r} must be True or False")
+    if spec.weights is not None and not isinstance(spec.weights, str):
+        raise ValueError(f"weights={spec.weights!r} must be the path of a file or folder, or None")
+    if spec.weights and spec.pretrained:
+        raise ValueError(f"pretrained=True and weights={spec.weights!r} are two starts: give one of them")
     if not _is_whole(spec.num_classes) or spec.num_classes < 0:
         raise ValueError(f"num_classes={spec.num_classes!r} must be a whole number: 0 for features, else at least 1")
     if not _is_whole(spec.num_clr) or spec.num_clr < 0:
@@ -112,7 +118,7 @@ SOURCES = ("checkpoint_path", "cache_dir") # arguments of timm that say where we
 def without_weights(spec: Spec) -> Spec:
     "The same model, with weights from nowhere."
     left = {name: value for name, value in spec.timm_kwargs.items() if name not in SOURCES}
-    return replace(spec, pretrained=False, timm_kwargs=left)
+    return replace(spec, pretrained=False, weights=None, timm_kwargs=left)
 
 # %% ../nbs/09_spec.ipynb #4452a369
 VARIANTS = {"base": ("linear", False), "clc": ("linear", True), "cla": ("cla", False), "clca": ("cla", True)}

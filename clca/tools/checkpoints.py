@@ -281,5 +281,5 @@ def _options_in(config: dict[str, Any]) -> dict[str, Any]: # of `create_model`, 
         options = config["model_args"] | {"num_classes": config["num_classes"]}
     elif "spec" in config: options = config["spec"] | config["spec"]["timm_kwargs"]
     else: options = dict(config["model"])
-    left = {name: value for name, value in options.items() if name not in ("timm_kwargs", *SOURCES)}
+    left = {name: value for name, value in options.items() if name not in ("timm_kwargs", "weights", *SOURCES)}
     return left | {"pretrained": False}

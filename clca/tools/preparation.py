@@ -20,6 +20,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..spec import Spec
+from ..weights import weights_config
 
 # %% ../../nbs/tools/07_preparation.ipynb #eff80d54
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def set_preparation(
 # %% ../../nbs/tools/07_preparation.ipynb #f4cb2dbb
 def has_weights(spec: Spec) -> bool:
     "A model of this spec starts from weights that somebody trained: timm's, or those of a local file."
-    return spec.pretrained or bool(spec.timm_kwargs.get("checkpoint_path"))
+    return spec.pretrained or bool(spec.weights or spec.timm_kwargs.get("checkpoint_path"))
 
 def choose_preparation(
     model: nn.Module, # from `create_model`, with or without its weights
@@ -120,9 +121,9 @@ def choose_preparation(
     spec: Spec | None = None, # of the model with its weights; None: the model's own
 ) -> Preparation:
     "How images for training are prepared: as the weights want it, else by default. Raises `ValueError`."
-    known = preparation_of(model)
-    start = known if has_weights(spec or model.spec) else Preparation(known.image_size)
-    return changed(start, values)
+    spec, known = spec or model.spec, preparation_of(model)
+    if spec.weights: known = replace(known, **weights_config(spec.weights))
+    return changed(known if has_weights(spec) else Preparation(known.image_size), values)
 
 # %% ../../nbs/tools/07_preparation.ipynb #ec30671e
 def changeable_values(preparation: Preparation) -> dict[str, Any]: # for JSON
