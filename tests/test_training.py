@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from clca import create_model, load_checkpoint
 from clca.spec import options_of
-from clca.training import records
+from clca.training import files, records
 from clca.training.loop import train
 from clca.training.recipe import Recipe, lr_factor, param_groups
 
@@ -59,7 +59,7 @@ def test_killed_in_mid_epoch(whole, tmp_path, capsys):
 
 def test_killed_before_the_end_is_written(whole, tmp_path, monkeypatch):
     "All epochs are done but not the evaluation, and the history is not written: nothing is trained again."
-    out, write = tmp_path/"run", records.write_atomic
+    out, write = tmp_path/"run", files.write_atomic
     def refuse(path, content):
         if Path(path).name == "metrics.json": raise KeyError
         write(path, content)
@@ -81,7 +81,7 @@ def test_disk_full_keeps_the_last_checkpoint(whole, tmp_path, monkeypatch):
     def disk(path, mode):
         full = "last.ckpt" in str(path) and (out/"last.ckpt").exists()
         return Full(path, mode) if full else open(path, mode)
-    monkeypatch.setattr(records, "open", disk, raising=False)
+    monkeypatch.setattr(files, "open", disk, raising=False)
     with pytest.raises(
         OSError, match="last.ckpt could not be written .No space left on device., the last good one is kept: make room"
     ):
