@@ -831,6 +831,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                               'clca/training/records.py'),
                                        'clca.training.records._filled': ('training/records.html#_filled', 'clca/training/records.py'),
                                        'clca.training.records._git': ('training/records.html#_git', 'clca/training/records.py'),
+                                       'clca.training.records._make': ('training/records.html#_make', 'clca/training/records.py'),
+                                       'clca.training.records._not_ours': ('training/records.html#_not_ours', 'clca/training/records.py'),
                                        'clca.training.records._shapes': ('training/records.html#_shapes', 'clca/training/records.py'),
                                        'clca.training.records._without': ('training/records.html#_without', 'clca/training/records.py'),
                                        'clca.training.records.check_buildable': ( 'training/records.html#check_buildable',

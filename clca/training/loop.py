@@ -102,7 +102,11 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint):
         here = {own: name for name, own in own_names(self).items()}
-        checkpoint["state_dict"] = {here.get(name, name): v for name, v in checkpoint["state_dict"].items()}
+        state = {here.get(name, name): v for name, v in checkpoint["state_dict"].items()}
+        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in self.state_dict().items()}:
+            raise ValueError(f"{self.trainer.ckpt_path} holds the weights of another model, perhaps of another version "
+                             "of timm: delete it and the run begins again, or use another folder (out).")
+        checkpoint["state_dict"] = state
 
 # %% ../../nbs/training/08_loop.ipynb #3dc61efa
 def _total(metric) -> float:

@@ -119,6 +119,15 @@ def _difference(name: str, was: dict, new: dict) -> str:
     return f"{name} = {was[name]!r}, not {new[name]!r}"
 
 # %% ../../nbs/training/06_records.ipynb #bebe08cb
+def _not_ours(out: Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"nothing can be written in {out} ({error.strerror}): name another folder (out).")
+
+def _make(out: Path) -> None:
+    "Make a folder; OSError with a sentence if that is not possible."
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise _not_ours(out, e) from None
+
+# %% ../../nbs/training/06_records.ipynb #20dd17d8
 def claim_folder(
     out: Path, # folder of results
     parameters: dict, # everything that decides the result
@@ -126,7 +135,7 @@ def claim_folder(
 ) -> None:
     "Take a folder for these parameters and write that down in it; ValueError if it belongs to something else."
     check_folder(out, parameters, note=note)
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
     if not (out/note).exists(): write_atomic(out/note, json.dumps(parameters, indent=1))
 
 # %% ../../nbs/training/06_records.ipynb #d6bb1dc2
@@ -158,13 +167,14 @@ def fingerprint(
 def locked(
     out: Path, # folder of results, made if there is none
 ) -> Iterator[None]:
-    "Keep a folder for this process. Raises `ValueError` if another one is at work there."
-    out.mkdir(parents=True, exist_ok=True)
+    "Keep a folder for this process. Raises `ValueError` if another one is at work there, `OSError` if none can be."
+    _make(out)
     lock = FileLock(out/".in-use")
     try: lock.acquire(blocking=False)
     except Timeout:
         raise ValueError(f"another process is at work in {out}: wait until it has ended, "
                          "or use another folder (out).") from None
+    except OSError as e: raise _not_ours(out, e) from None
     try: yield
     finally:
         with suppress(OSError): (out/".in-use").unlink()
