@@ -63,7 +63,7 @@ def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None:
     buffer = io.BytesIO() # given a path, torch ends the whole process when the disk is full
     torch.export.save(graph, buffer)
     try: path.write_bytes(buffer.getbuffer())
-    except OSError as e: raise OSError(e.errno, f"{path.name} could not be written ({e.strerror})", str(path)) from None
+    except OSError as e: raise OSError(e.errno, f"{path} could not be written ({e.strerror})") from None
 
 WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
 

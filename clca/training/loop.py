@@ -29,8 +29,8 @@ from ..tools.cost import macs
 from .evaluation import grade, predict, resolve_precision
 from .paths import locate
 from .files import write_atomic
-from .recipe import Recipe, check_splits, lr_factor, own_names, param_groups, seed_epoch, train_loader
-from .recipe import unwrapped
+from .recipe import Recipe, check_splits, lr_factor, own_state, param_groups, seed_epoch, state_here
+from .recipe import train_loader, unwrapped
 from .records import AtomicIO, check_folder, claim_folder, locked, model_options, peak_process_memory
 from .records import check_buildable, provenance, read_record, run_parameters
 from .teacher import Teacher
@@ -96,17 +96,13 @@ class Classifier(L.LightningModule):
     def configure_gradient_clipping(self, *args, **kwargs):
         if self.recipe.clip_grad: nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_grad)
 
-    def on_save_checkpoint(self, checkpoint):
-        own = own_names(self)
-        checkpoint["state_dict"] = {own[name]: value for name, value in checkpoint["state_dict"].items()}
+    def on_save_checkpoint(self, checkpoint): checkpoint["state_dict"] = own_state(self)
 
     def on_load_checkpoint(self, checkpoint):
-        here = {own: name for name, own in own_names(self).items()}
-        state = {here.get(name, name): v for name, v in checkpoint["state_dict"].items()}
+        checkpoint["state_dict"] = state = state_here(self, checkpoint["state_dict"])
         if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in self.state_dict().items()}:
-            raise ValueError(f"{self.trainer.ckpt_path} holds the weights of another model, perhaps of another version "
-                             "of timm: delete it and the run begins again, or use another folder (out).")
-        checkpoint["state_dict"] = state
+            raise ValueError(f"{self.trainer.ckpt_path} holds the weights of another model, perhaps of another "
+                             "version of timm: delete it and start again, or use another folder (out).")
 
 # %% ../../nbs/training/08_loop.ipynb #3dc61efa
 def _total(metric) -> float:
@@ -296,8 +292,7 @@ def _config(model: nn.Module, data, version: str) -> dict:
 # %% ../../nbs/training/08_loop.ipynb #878c6671
 def _save(out: Path, model: nn.Module, answers: pd.DataFrame, config: dict, metrics: dict) -> None:
     "Predictions, weights, configuration and, last, metrics.json."
-    own, state = own_names(model), model.state_dict()
-    weights = {own[name]: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in own_state(model).items()}
     flat = {name: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for name, v in metrics.items()}
     write_atomic(out/"predictions.csv", answers.to_csv(index=False))
     write_atomic(out/"model.safetensors", save(weights))
@@ -400,8 +395,7 @@ def _finished(model: nn.Module, out: Path, parameters: dict) -> dict | None:
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{out/'model.safetensors'} cannot be read ({e}): delete metrics.json beside it and start "
                          "the same command again, which makes the run anew.") from None
-    here = {own: name for name, own in own_names(model).items()}
-    model.load_state_dict({here.get(name, name): value for name, value in weights.items()})
+    model.load_state_dict(state_here(model, weights))
     print(f"{out.name} is finished: nothing is trained again.")
     return metrics
 

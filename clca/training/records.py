@@ -254,7 +254,7 @@ def _commit(
 def _without(complaint: str) -> str:
     "Why git knows no checkout, without the paths of this machine."
     if "dubious ownership" in complaint:
-        return "git does not trust the checkout, which belongs to another user: see safe.directory in `git help config`"
+        return "git does not trust the checkout, which is another user's: see safe.directory in `git help config`"
     return "the code lies in no checkout" if "not a git repository" in complaint else "git cannot read the checkout"
 
 # %% ../../nbs/training/06_records.ipynb #1bf21d65
