@@ -39,12 +39,16 @@ define run
 	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --log-output --no-progress-bar </dev/null && \
 	$(BIN)/python docs/repository.py results "$$out"
 endef
-NAME = runs/train-keep$$KEEP$$(printf '%s' " $$P" | tr '\n' ' ' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
+# What P says, as a part of a name: other parameters have another folder.
+SLUG = $$(printf '%s' " $$P" | tr '\n' ' ' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
 
 train: $(MADE)
-	$(call run,$(NAME),-p out "$$out" -p keep "$$KEEP")
+	$(call run,runs/train-keep$$KEEP$(SLUG),-p out "$$out" -p keep "$$KEEP")
 
-ablation benchmark predict: $(MADE)
+benchmark predict: $(MADE)
+	$(call run,runs/$@$(SLUG),-p out "$$out")
+
+ablation: $(MADE)
 	$(call run,runs/$@,-p out "$$out")
 
 figures: $(MADE)

@@ -25,6 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..training.paths import root
+from ..training.files import write_atomic, write_figure
 
 # %% ../../nbs/lab/10_house_style.ipynb #d90be114
 VARIANT_LABELS = {
@@ -81,7 +82,8 @@ _SETTINGS = {
 
 # %% ../../nbs/lab/10_house_style.ipynb #d030ff6f
 def style() -> None:
-    "Set the house style for every figure made after it."
+    "Set the house style for every figure made after it, whatever a matplotlibrc says."
+    mpl.style.use("default")
     sns.set_theme(style="whitegrid", palette="colorblind", rc=_SETTINGS)
 
 # %% ../../nbs/lab/10_house_style.ipynb #1862b72a
@@ -172,8 +174,8 @@ def _write_images(fig: Figure, path: Path) -> None:
     "PNG and SVG, without dates."
     with mpl.rc_context({name: _SETTINGS[name] for name in ("svg.hashsalt", "svg.fonttype", "hatch.linewidth")}):
         png = dict(dpi=_SETTINGS["savefig.dpi"], metadata={"Software": None})
-        fig.savefig(path.with_name(f"{path.name}.png"), bbox_inches="tight", **png)
-        fig.savefig(path.with_name(f"{path.name}.svg"), bbox_inches="tight", metadata={"Date": None})
+        write_figure(path.with_name(f"{path.name}.png"), fig, bbox_inches="tight", **png)
+        write_figure(path.with_name(f"{path.name}.svg"), fig, bbox_inches="tight", metadata={"Date": None})
 
 # %% ../../nbs/lab/10_house_style.ipynb #22a5c966
 def save_figure(
@@ -192,5 +194,5 @@ def save_figure(
     record = dict(
         figure=name, runs=[runs] if isinstance(runs, str) else sorted(runs), data_hash=data_hash, command=command,
         versions=versions | {"python": platform.python_version()})
-    (folder/f"{name}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_atomic(folder/f"{name}.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
     return folder/f"{name}.png"

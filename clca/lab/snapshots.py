@@ -21,7 +21,7 @@ from ..tools.preparation import Preparation, preparation_of
 from ..tools.rollout import cls_rollout, cls_tokens
 from ..tools.tracing import survival, trace
 from ..training.data import Data, load_data
-from ..training.records import write_atomic
+from ..training.files import write_atomic
 
 # %% ../../nbs/lab/09_snapshots.ipynb #0cd8558a
 def snapshot(

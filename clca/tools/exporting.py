@@ -9,6 +9,7 @@ __all__ = ['WRITERS', 'program', 'run_file', 'difference', 'describe', 'note', '
 import copy
 import importlib.metadata
 import importlib.util
+import io
 import json
 import logging
 import shutil
@@ -61,7 +62,11 @@ def _write_onnx(graph: torch.export.ExportedProgram, path: Path) -> None:
             onnx.save(path)
     finally: logging.getLogger("onnxscript").setLevel(level)
 
-def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None: torch.export.save(graph, path)
+def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None:
+    buffer = io.BytesIO() # given a path, torch ends the whole process when the disk is full
+    torch.export.save(graph, buffer)
+    try: path.write_bytes(buffer.getbuffer())
+    except OSError as e: raise OSError(e.errno, f"{path} could not be written ({e.strerror})") from None
 
 WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
 
@@ -251,7 +256,7 @@ def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path
         raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
     data = [p.name for p in folder.iterdir() if p != part]
     part.with_suffix(".json").write_text(json.dumps(about, indent=1))
-    part.with_suffix(".md").write_text(note(path, about, data))
+    part.with_suffix(".md").write_text(note(path, about, data), encoding="utf-8")
     for p in sorted(folder.iterdir(), reverse=True): # data before the file that names it
         p.replace(path.with_name(p.name))
     if not data: path.with_name(f"{path.name}.data").unlink(missing_ok=True) # of an earlier, larger model

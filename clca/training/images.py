@@ -6,7 +6,7 @@
 __all__ = ['to_rgb', 'read_image', 'inspect_file', 'inspect_files', 'resized', 'augment', 'Images', 'hold']
 
 # %% ../../nbs/training/02_images.ipynb #29bf1a2c
-import hashlib, io, json, math, os, warnings
+import hashlib, io, json, math, mmap, os, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,6 +133,15 @@ def augment(
     image = image[:, top:top+size[0], left:left+size[1]]
     return image.flip(-1) if mirror else image
 
+# %% ../../nbs/training/02_images.ipynb #51fdde43
+class _Epoch:
+    "A number that worker processes see change."
+    def __init__(self): self.number = np.frombuffer(mmap.mmap(-1, 8), np.int64) # shared by those that are forked
+
+    def __getstate__(self): # on the way to one that is not
+        self.number = torch.tensor(self.number).share_memory_()
+        return vars(self)
+
 # %% ../../nbs/training/02_images.ipynb #ea121c6f
 class Images(Dataset):
     "Images of one split as (float [3, *preparation.image_size], label)."
@@ -148,10 +157,10 @@ class Images(Dataset):
         self.size, colours = preparation.image_size, (preparation.mean, preparation.std)
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in colours)
         self.augmented, self.flip, self.seed = augmented, flip, seed
-        self.epoch, self.memory = torch.tensor(0).share_memory_(), None
+        self.epoch, self.memory = _Epoch(), None
 
     def __len__(self): return len(self.paths)
-    def set_epoch(self, epoch: int): self.epoch.fill_(epoch)
+    def set_epoch(self, epoch: int): self.epoch.number[0] = epoch
 
     def pixels(self, i: int) -> Tensor: # [3, *preparation.resize] uint8
         return resized(read_image(self.paths[i]), self.preparation) if self.memory is None else self.memory[i]
@@ -159,7 +168,7 @@ class Images(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = self.pixels(i)
         if self.augmented:
-            rng = np.random.default_rng([self.seed, int(self.epoch), i % len(self)])
+            rng = np.random.default_rng([self.seed, int(self.epoch.number[0]), i % len(self)])
             image = augment(image, self.size, rng, self.flip)
         else: image = F.center_crop(image, list(self.size))
         return (image.float().div_(255) - self.mean)/self.std, self.labels[i]
