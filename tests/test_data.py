@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from clca.training import images as images_module, typefaces as tf
+from clca.training import checking, typefaces as tf
 from clca.training.data import load_data
-from clca.training.images import read_image
+from clca.training.reading import read_image
 from clca.training.paths import data_dir, root
 
 @pytest.fixture(autouse=True)
@@ -284,7 +284,7 @@ def test_same_file_through_a_link(tmp_path):
 def test_checks_are_remembered(flat, monkeypatch):
     first, before = folder(flat), sorted(p.name for p in flat.rglob("*"))
     def never(path): raise AssertionError(path)
-    monkeypatch.setattr(images_module, "inspect_file", never)
+    monkeypatch.setattr(checking, "examine", never)
     assert folder(flat).hash == first.hash and sorted(p.name for p in flat.rglob("*")) == before
     picture(flat/"ant/0.png", 99)
     with pytest.raises(AssertionError, match="ant/0.png"): folder(flat)

@@ -24,7 +24,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..training.paths import root
+from ..training.paths import destination, shipped
 
 # %% ../../nbs/lab/10_house_style.ipynb #d90be114
 VARIANT_LABELS = {
@@ -162,10 +162,10 @@ def caption(
 
 # %% ../../nbs/lab/10_house_style.ipynb #13007fb0
 def file_hash(
-    path: str | Path, # a file, or one seen from the repository's root
+    path: str | Path, # a file, or one that ships, seen from the top of the repository
 ) -> str: # the first 16 digits of its SHA-256
     "Short fingerprint of an input file."
-    return hashlib.sha256((root()/path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(shipped(path).read_bytes()).hexdigest()[:16]
 
 # %% ../../nbs/lab/10_house_style.ipynb #cc350440
 def _write_images(fig: Figure, path: Path) -> None:
@@ -185,7 +185,7 @@ def save_figure(
     folder: str | Path = "figures", # relative ones are seen from the repository's root
 ) -> Path: # the PNG
     "Write PNG, SVG and a JSON record of what made the figure; byte-stable as long as inputs and versions are."
-    folder = root()/folder
+    folder = destination(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_images(fig, folder/name)
     versions = {package: version(package) for package in ("matplotlib", "numpy", "pandas", "seaborn")}

@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import __version__, create_model
 from ..spec import Spec, options_of
-from .paths import root
+from .paths import checkout, root
 
 # %% ../../nbs/training/06_records.ipynb #88d27c36
 def write_atomic(
@@ -142,7 +142,8 @@ def folder_name(
 # %% ../../nbs/training/06_records.ipynb #1061a412
 def _git(*command: str) -> str:
     "What git says about the checkout; nothing where there is no git, or no checkout."
-    try: return subprocess.run(["git", "-C", str(root()), *command], capture_output=True, text=True).stdout.strip()
+    call = ["git", "-C", str(checkout() or root()), *command]
+    try: return subprocess.run(call, capture_output=True, text=True).stdout.strip()
     except OSError: return ""
 
 def provenance() -> dict[str, str]: # flat
