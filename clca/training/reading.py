@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['to_rgb', 'use_plugins', 'use_limit', 'decode', 'read_image']
 
-# %% ../../nbs/training/01a_reading.ipynb #cf5f1a5b
-import io, os, struct
+# %% ../../nbs/training/01a_reading.ipynb #bdc35f7c
+import io, os, struct, warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,7 +150,7 @@ def use_plugins() -> None:
 
 use_plugins()
 
-# %% ../../nbs/training/01a_reading.ipynb #ad7c6931
+# %% ../../nbs/training/01a_reading.ipynb #b08d88a2
 def use_limit() -> None:
     "Let Pillow read images of up to `CLCA_MAX_PIXELS`, if the variable is set. Raises ValueError if it is no number."
     given = os.environ.get("CLCA_MAX_PIXELS", "")
@@ -158,6 +158,7 @@ def use_limit() -> None:
     if not given.isdecimal() or int(given) < 1:
         raise ValueError(f"CLCA_MAX_PIXELS is {given!r}: give the largest number of pixels of an image, say 500000000")
     Image.MAX_IMAGE_PIXELS = -(-int(given)//2) # Pillow warns of what is larger and refuses from the double on
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 use_limit()
 
