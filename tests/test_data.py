@@ -1,13 +1,15 @@
 "Data: what is read from files of every kind, what is refused and in which words, and that nothing depends on chance."
 import hashlib, os, subprocess, sys, threading, warnings
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from clca.training import images as images_module, typefaces as tf
+from clca.training import checking, checks, typefaces as tf
 from clca.tools.preparation import Preparation
 from clca.training.data import load_data
-from clca.training.images import read_image
+from clca.training.evaluation import grade
+from clca.training.folders import find_files
+from clca.training.reading import read_image
 from clca.training.paths import data_dir, root
 
 @pytest.fixture(autouse=True)
@@ -280,12 +282,176 @@ def test_same_file_through_a_link(tmp_path):
     (tmp_path/"d/test/a/1.png").unlink(); (tmp_path/"d/test/a/1.png").symlink_to(tmp_path/"d/train/a/1.png")
     with pytest.raises(ValueError, match="in two splits"): folder(tmp_path/"d")
 
+# Every file is accounted for -----------------------------------------------------------------------------------------
+
+def reasons(data): return dict(data.left_out.itertuples(index=False))
+def used(data): return sum(len(s) for s in (data.train, data.val, data.test))
+
+def put(path: Path, text="x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+def test_what_lies_elsewhere_is_named(flat):
+    picture(flat/"loose.png"); put(flat/"README.md")
+    picture(flat/"ant/2024/1.png"); picture(flat/"ant/2024/deep/2.png"); picture(flat/".old/3.png"); picture(flat/"bee/.4.png")
+    put(flat/"ant/Thumbs.db"); put(flat/".git/objects/00"); put(flat/"bee/.ipynb_checkpoints/1.png"); put(flat/"._loose.png")
+    with pytest.warns(UserWarning) as said: data = folder(flat)
+    [message] = [str(w.message) for w in said if "left out" in str(w.message)]
+    assert message.startswith("6 of 40 files below data_root are left out: ")
+    for part in ("2 beside the class folders (README.md, loose.png)", "2 hidden (.old/3.png, bee/.4.png)",
+                 "2 in a folder within a class folder (ant/2024/1.png, ant/2024/deep/2.png)"): assert part in message
+    assert "Thumbs" not in message and "git" not in message
+    on_disk = [p for p in flat.rglob("*") if not p.is_dir()]
+    assert used(data) + len(data.left_out) == len(on_disk) == 40 and used(data) == 30 and not data.skipped
+    assert {n for n, why in reasons(data).items() if "left behind" in why} == {
+        "ant/Thumbs.db", ".git/objects/00", "bee/.ipynb_checkpoints/1.png", "._loose.png"}
+
+def test_nothing_said_where_nothing_is_lost(flat):
+    put(flat/"ant/.DS_Store"); put(flat/".gitattributes")
+    with warnings.catch_warnings(action="error"): data = folder(flat)
+    assert len(data.left_out) == 2 and data.hash == folder(flat).hash
+
+def test_nested_and_loose_in_splits(tmp_path):
+    for k, split in enumerate(("train", "val", "test")):
+        for j, c in enumerate("ab"): picture(tmp_path/"d"/split/c/"0.png", 10*k + j)
+        picture(tmp_path/"d"/split/"loose.png", 90 + k); picture(tmp_path/"d"/split/"a/more/0.png", 80 + k)
+    picture(tmp_path/"d/top.png", 99)
+    with pytest.warns(UserWarning, match="7 of 13 .* 3 in a folder within .*4 beside the class folders"): data = folder(tmp_path/"d")
+    assert used(data) == 6 and data.classes == ["a", "b"]
+
+def test_classes_may_be_linked(flat, tmp_path):
+    os.rename(flat/"ant", tmp_path/"elsewhere"); (flat/"ant").symlink_to(tmp_path/"elsewhere")
+    picture(tmp_path/"cow.png", 500); (flat/"cow/linked.png").symlink_to(tmp_path/"cow.png")
+    assert used(folder(flat)) == 31
+
+@pytest.mark.parametrize("where, why", [
+    ("dog", "a link to what is not there"), ("ant/dog", "No such file or directory")])
+def test_dead_links(flat, where, why):
+    (flat/where).symlink_to(flat.parent/"unmounted")
+    with pytest.warns(UserWarning, match=why): data = folder(flat, skip_bad=True)
+    assert reasons(data) == {where: why}
+
+def test_links_in_circles(flat):
+    (flat/"ant/up").symlink_to(flat); (flat/"around").symlink_to(flat); (flat/"self").symlink_to(flat/"self")
+    with pytest.warns(UserWarning, match="a link to a folder around it"): data = folder(flat)
+    assert used(data) == 30 and set(reasons(data)) == {"ant/up", "around", "self"}
+
+def test_a_class_twice_by_a_link(flat):
+    (flat/"emmet").symlink_to(flat/"ant")
+    with pytest.raises(ValueError, match="listed with two labels"): folder(flat)
+
+@pytest.mark.parametrize("where", ["ant", "ant/more"])
+def test_a_folder_that_cannot_be_read(flat, monkeypatch, where):
+    "By root too, so the system's refusal is played."
+    (flat/where).mkdir(exist_ok=True)
+    real = Path.iterdir
+    def refuse(self):
+        if self == flat/where: raise PermissionError(13, "Permission denied")
+        return real(self)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ValueError, match=rf"{where} \(a folder that cannot be read\).*skip_bad=True"): folder(flat)
+    with pytest.warns(UserWarning) as said: data = folder(flat, skip_bad=True)
+    assert data.skipped == [where] and data.classes == (["bee", "cow"] if where == "ant" else ["ant", "bee", "cow"])
+    assert where != "ant" or any("with them all files of the class(es) 'ant'" in str(w.message) for w in said)
+    monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError(13, "no")))
+    with pytest.raises(ValueError, match="is a folder that cannot be read"): folder(flat)
+
+def test_a_class_that_is_lost_is_named(flat):
+    for p in (flat/"ant").iterdir(): p.write_text("x")
+    with pytest.warns(UserWarning, match="5 of 30 .*with them all files of the class\\(es\\) 'ant'"): folder(flat, skip_bad=True)
+
+def test_names_that_are_no_utf_8(flat):
+    os.rename(flat/"ant/0.png", os.fsdecode(bytes(flat/"ant") + b"/caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"ant/caf\\xe9.png \(its name is no UTF-8: rename it\)"): folder(flat)
+    with pytest.warns(UserWarning, match="caf"): data = folder(flat, skip_bad=True)
+    assert data.skipped == [r"ant/caf\xe9.png"] and data.left_out.to_csv().encode()
+    os.rename(flat/"bee", os.fsdecode(bytes(flat) + b"/b\xefe"))
+    with pytest.warns(UserWarning, match=r"class\(es\) 'b"): assert folder(flat, skip_bad=True).classes == ["ant", "cow"]
+
+def test_names_of_other_alphabets_stay(flat):
+    for name in ("蜜蜂", "naïve", "a b", "50%", "x\ny"): picture(flat/"ant"/f"{name}.png", hash(name) % 1000)
+    assert used(folder(flat)) == 35
+
+def test_prediction_finds_what_training_finds(flat, tmp_path):
+    "And what lies deeper, which has no label to lose."
+    picture(flat/"ant/deep/9.png", 9); put(flat/"ant/Thumbs.db"); picture(flat/".old/3.png")
+    (tmp_path/"more").mkdir(); picture(tmp_path/"more/8.png", 8); (flat/"linked").symlink_to(tmp_path/"more")
+    found = find_files(flat)
+    assert len(found.files) == 32 and set(found.left_out) == {"ant/Thumbs.db", ".old/3.png"}
+    (flat/"linked").unlink()
+    with pytest.warns(UserWarning): data = folder(flat)
+    assert {*data.train.paths, *data.val.paths, *data.test.paths} <= set(map(str, found.files))
+
+# Contradictions ------------------------------------------------------------------------------------------------------
+
+def table(*rows): # label, split, digest
+    return pd.DataFrame([(f"{i}.png", *row) for i, row in enumerate(rows)], columns=["name", "label", "split", "digest"])
+
+def said(check, *args):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check(*args)
+    return [str(w.message) for w in caught]
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_same_bytes_under_two_labels(split):
+    rows = [("a", split, "x"), ("b", split, "x"), ("a", split, "y"), ("a", split, "y"), ("b", "train", "z")]
+    [message] = said(checks.warn_two_labels, table(*rows))
+    assert message.startswith("2 of 5 files are the same, byte for byte, as one with another label, the first are 0.png, 1.png (labels 'a', 'b')")
+    assert not said(checks.warn_two_labels, table(*rows[1:]))
+
+@pytest.mark.parametrize("known, asked", [("train", "test"), ("train", "val"), ("val", "test")])
+def test_a_leak_between_any_two_splits(known, asked):
+    [message] = said(checks.warn_repeated, table(("a", known, "x"), ("a", asked, "x"), ("b", asked, "y")))
+    assert message.startswith("1 of 2 ") and "1.png (the same as 0.png)" in message
+
+def test_absent_classes_are_told(flat):
+    assert not said(checks.warn_absent, table(*[(c, s, "") for c in "ab" for s in ("train", "val", "test")]))
+    messages = said(checks.warn_absent, table(("a", "train", ""), ("b", "train", ""), ("a", "val", ""), ("b", "test", "")))
+    assert [m[:40] for m in messages] == ["1 of 2 classes have no validation image:", "1 of 2 classes have no test image: 'a'; "]
+
+@pytest.mark.parametrize("one, other", [
+    ("Ant", "ant"), ("ANT", "ant"), ("Straße", "STRASSE"), ("red fox", "red  fox"), ("redfox", "red fox"), ("ant\u00a0", "ant"),
+    ("ant\u200b", "ant"), ("\ufeffant", "ant"), ("1", "01"), ("1", "1.0"), ("1", "+1"), ("007", "7"), ("1.5", "1,50"), ("0", "00"),
+    ("class 1", "class 01"), ("r2d2", "r02d2"), ("caf\u00e9", "cafe\u0301"), ("\uff21nt", "ant"), ("ﬁn", "fin")])
+def test_labels_that_differ_in_nothing_one_sees(one, other):
+    [message] = said(checks.warn_alike, [one, other, "zebra"])
+    assert "groups of such labels: 1" in message and message.isprintable()
+
+@pytest.mark.parametrize("one, other", [
+    ("1", "10"), ("1", "-1"), ("1.05", "1.5"), ("a1.05", "a1.5"), ("0.5", "5"), ("a", "á"), ("ant", "aunt"), ("100", "1000"), ("1e3", "1000"), ("", "0a")])
+def test_labels_that_differ(one, other): assert not said(checks.warn_alike, [one, other, "zebra"])
+
+def test_files_that_are_nearly_black_are_told(flat):
+    for k in range(4): Image.fromarray(np.full((4, 4), 300 + k*1000, np.uint16)).save(flat/f"ant/{k}.png")
+    with pytest.warns(UserWarning, match="4 images are nearly black, as if 12 or fewer bits"): folder(flat)
+    with pytest.warns(UserWarning, match="4 images are nearly black"): folder(flat) # from memory
+
+@pytest.mark.parametrize("row, hint", [
+    ("sub\\\\0.png", "write / instead of"), ("SUB/0.PNG", "the disk has 'sub/0.png'"), ("sub/cafe\u0301.png", r"the disk has 'sub/caf\\xe9.png'"),
+    ("nothing.png", "nothing.png$")])
+def test_a_list_from_another_machine(listed, tmp_path, row, hint):
+    picture(tmp_path/"csv/sub/0.png"); picture(tmp_path/"csv/sub/caf\u00e9.png")
+    with pytest.raises(ValueError, match=hint): csv(listed(f"path,label\n{row.replace(chr(92)*2, chr(92))},a\n"))
+
+def test_a_root_from_another_machine(flat, monkeypatch):
+    monkeypatch.chdir(flat.parent)
+    for given, hint in ("FLAT", "the disk has 'flat'"), ("flat\\\\ant", "write / instead of"):
+        with pytest.raises(ValueError, match=f"does not exist: .*{hint}"): folder(given.replace("\\\\", "\\"))
+
+@pytest.mark.parametrize("number, want", [(2, 1.), (10, 1.)])
+def test_macro_f1_of_the_perfect(number, want):
+    labels = torch.tensor([0, 1, 0, 1])
+    assert grade(torch.eye(number)[labels], labels)["macro_f1"] == want
+    assert grade(torch.eye(number)[1 - labels], labels)["macro_f1"] == 0
+
 # What is remembered --------------------------------------------------------------------------------------------------
 
 def test_checks_are_remembered(flat, monkeypatch):
     first, before = folder(flat), sorted(p.name for p in flat.rglob("*"))
     def never(path): raise AssertionError(path)
-    monkeypatch.setattr(images_module, "inspect_file", never)
+    monkeypatch.setattr(checking, "examine", never)
     assert folder(flat).hash == first.hash and sorted(p.name for p in flat.rglob("*")) == before
     picture(flat/"ant/0.png", 99)
     with pytest.raises(AssertionError, match="ant/0.png"): folder(flat)

@@ -1,14 +1,16 @@
 "The figures notebook with own runs, that what it writes is complete, labelled and without machine paths; and that no figure drops a name."
-import json
-import numpy as np, pandas as pd, papermill, pytest
+import json, warnings
+import matplotlib as mpl, numpy as np, pandas as pd, papermill, pytest
 from clca.lab.accuracy_figures import accuracy_boxes, accuracy_cost, accuracy_speed, reducer_curves
 from clca.lab.gain_figures import contrast_plot
 from clca.lab.gradient_figures import gradient_history, gradient_peaks
-from clca.lab.house_style import in_order, label, look
+from clca.lab.house_style import in_order, label, look, readable, style
 from clca.lab.runs import collect_runs
 from clca.lab.speed_figures import growth_curves, speedup_bars, speedup_curves
 from clca.lab.statistics import effects
 from helpers import ROOT
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 HEADS = dict(base=("linear", False), clc=("linear", True), cla=("cla", False), clca=("cla", True))
 
@@ -91,3 +93,24 @@ def test_names_without_a_label():
     "They come after the known ones, written as they are, a class by its name, and look the same each time."
     assert in_order(["theirs", "clca", "mine", "evit", "base"]) == ["base", "clca", "evit", "mine", "theirs"]
     assert look("theirs") == look("theirs") and label("package.module:Mine") == "Mine" and label("theirs") == "theirs"
+
+# Letters -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def own_fonts(monkeypatch):
+    "Only the fonts that matplotlib ships, wherever the test runs."
+    place = mpl.get_data_path()
+    monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if f.fname.startswith(place)])
+
+@pytest.mark.parametrize("names, shown", [
+    (["bee", "naïve", "Ж", "1"], None), (["bee", "\u1d81"], None), (["a b", "$x$", "\u200b"], None),
+    (["bee", "蜜蜂", "ant"], ["bee", "#1", "ant"]), (["蜜", "蜂"], ["#0", "#1"]), (["bee\U0001f41d"], ["#0"]), ([], None)])
+def test_letters_that_the_default_font_lacks(own_fonts, capsys, names, shown):
+    "Are drawn by another font; else the number stands for the name, and nothing becomes an empty box."
+    assert readable(names) == (shown or names)
+    told = capsys.readouterr().out
+    assert bool(told) == bool(shown) and told.count("\n") == bool(shown)
+    style(names)
+    fig = Figure(figsize=(2, 1))
+    for name in readable(names): fig.text(0, 0, name, parse_math=False)
+    with warnings.catch_warnings(action="error"): fig.canvas.draw()

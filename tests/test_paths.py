@@ -1,12 +1,14 @@
 "Where things go: into a checkout, where CLCA_ROOT says, or into the user's cache; never where somebody works."
+import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, code_cells, runnable
 
 from clca.training.data import load_data
-from clca.training.paths import data_dir, locate, root
+from clca.training.paths import checkout, data_dir, destination, locate, printable, root, shipped
 
 @pytest.fixture
 def guest(tmp_path, monkeypatch):
@@ -63,3 +65,36 @@ def test_what_is_given_is_seen_from_the_working_directory_first(guest, monkeypat
     assert locate("photos") == guest/"photos" and locate(guest/"photos") == guest/"photos"
     (tmp_path/"home"/"mine").mkdir(parents=True)
     assert locate("~/mine") == tmp_path/"home"/"mine" and locate("gone") == tmp_path/"disk"/"gone"
+
+def test_what_is_written_goes_to_one_place(guest, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"disk"))
+    (guest/"runs").mkdir()
+    assert destination("runs/x") == tmp_path/"disk"/"runs"/"x" and destination("~/x") == tmp_path/"home"/"x"
+    assert destination(guest/"x") == guest/"x" and not (tmp_path/"disk").exists()
+
+def test_what_ships_is_beside_the_package(guest, monkeypatch, tmp_path):
+    "From any directory and with any root."
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"disk"))
+    assert checkout() == ROOT and shipped("data/published") == ROOT/"data"/"published"
+    assert locate("data/published/README.md") == ROOT/"data"/"published"/"README.md"
+    (mine := tmp_path/"disk"/"data"/"published").mkdir(parents=True)
+    assert locate("data/published") == mine and shipped("data/published") == ROOT/"data"/"published"
+
+def test_a_home_of_nobody(guest):
+    for resolve in (locate, destination):
+        with pytest.raises(ValueError, match="'~nobody-here/x' begins with the home folder of nobody here"): resolve("~nobody-here/x")
+
+def test_a_root_that_cannot_be_made_names_the_variable(guest, monkeypatch, tmp_path):
+    (tmp_path/"file").write_text("")
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"file"/"below"))
+    with pytest.raises(OSError, match="set CLCA_ROOT"): data_dir()
+
+@pytest.mark.parametrize("raw", [b"caf\xe9", "caf\u00e9".encode(), b"a\xff/b\xfe", b"back\\slash", b"plain", "\u871c\u8702".encode()])
+def test_every_name_can_be_printed(raw):
+    shown = printable(os.fsdecode(raw))
+    assert shown.encode() and (shown == os.fsdecode(raw)) == (raw not in (b"caf\xe9", b"a\xff/b\xfe"))
+
+def test_every_path_of_a_runnable_notebook_goes_through_the_resolvers():
+    "Neither the root nor the working directory is joined by hand, and nobody expands `~` twice."
+    odd = re.compile(r"\broot\(\)|expanduser|\bcwd\(\)")
+    assert not [p.name for p in runnable() for c in code_cells(p) if odd.search(c.source)]

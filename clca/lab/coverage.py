@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..backbone import FAMILIES, check_backbone, flat_vits
-from ..training.paths import root
+from ..training.paths import shipped
 
 # %% ../../nbs/lab/08_coverage.ipynb #cbcf2d01
 def on_meta(
@@ -131,7 +131,7 @@ def coverage() -> pd.DataFrame: # a row per name
 
 def coverage_file() -> Path:
     "The table as it was for the timm that `constraints.txt` names."
-    return root()/"data"/"coverage.csv"
+    return shipped("data/coverage.csv")
 
 # %% ../../nbs/lab/08_coverage.ipynb #8d339ec2
 def kinds(

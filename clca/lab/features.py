@@ -32,7 +32,7 @@ def tsne_stages(
     title: str = "CLS tokens, stage by stage (t-SNE)",
 ) -> Figure:
     "t-SNE of the features of every stage, a panel each, coloured and marked by class."
-    style()
+    style(map(str, labels))
     labels, number = np.asarray(labels), len(np.unique(labels))
     tsne = dict(init="pca", perplexity=min(30., (len(labels) - 1)/3), random_state=seed)
     fig = Figure(figsize=(3.2*len(features) + 1.6, 3.5), layout="constrained")

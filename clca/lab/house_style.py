@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANT_LABELS', 'REDUCER_LABELS', 'DATASET_LABELS', 'BACKBONE_LABELS', 'PALETTE', 'MARKERS', 'HATCHES', 'label',
-           'in_order', 'style', 'look', 'hollow', 'filled', 'panels', 'legend_beside', 'credit', 'caption', 'file_hash',
-           'save_figure']
+           'in_order', 'readable', 'style', 'look', 'hollow', 'filled', 'panels', 'legend_beside', 'credit', 'caption',
+           'file_hash', 'save_figure']
 
 # %% ../../nbs/lab/10_house_style.ipynb #d416d919
 import hashlib
@@ -13,7 +13,9 @@ import json
 import platform
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager
+from matplotlib.ft2font import FT2Font
 
-from ..training.paths import root
 from ..training.files import write_atomic, write_figure
+from ..training.paths import destination, shipped
 
 # %% ../../nbs/lab/10_house_style.ipynb #d90be114
 VARIANT_LABELS = {
@@ -80,11 +84,46 @@ _SETTINGS = {
     "svg.fonttype": "path", "hatch.linewidth": .6, "font.family": "DejaVu Sans", "axes.edgecolor": ".3",
     "grid.color": ".88", "legend.frameon": False}
 
+# %% ../../nbs/lab/10_house_style.ipynb #c4a1f002
+@cache
+def _letters(file: str) -> frozenset[int]: return frozenset(FT2Font(file).get_charmap())
+
+def _other_fonts(text: str) -> tuple[list[str], set[str]]: # families; letters that none of them has
+    "Installed fonts for the letters of a text that the default font lacks."
+    drawn = {c for c in text if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf")}
+    missing = {c for c in drawn if ord(c) not in _letters(findfont(_SETTINGS["font.family"]))}
+    upright = {(f.name, f.fname) for f in fontManager.ttflist if f.style == "normal" and f.weight == 400}
+    families = []
+    for name, file in sorted(upright) if missing else ():
+        got = {c for c in missing if ord(c) in _letters(file)}
+        if got and not name.startswith("Last Resort"): # which has boxes for all letters
+            families.append(name)
+            missing -= got
+    return families, missing
+
+
+# %% ../../nbs/lab/10_house_style.ipynb #c4a1f003
+def readable(
+    names: Sequence[str], # from outside, in the order of their numbers
+) -> list[str]: # to be shown in figures made after `style(names)`
+    "The names, or `#` and the number (from 0) of one with letters that no installed font has; a sentence says so."
+    lacking = _other_fonts("".join(names))[1]
+    shown = [f"#{i}" if set(name) & lacking else name for i, name in enumerate(names)]
+    number = sum(a != b for a, b in zip(shown, names))
+    if number:
+        print(f"No installed font has all letters of {number} of {len(names)} names, so figures show their numbers: "
+              "install one that does, of the Noto family for example.")
+    return shown
+
+
 # %% ../../nbs/lab/10_house_style.ipynb #d030ff6f
-def style() -> None:
+def style(
+    names: Iterable[str] = (), # from outside, which figures will show: fonts that have their letters are added
+) -> None:
     "Set the house style for every figure made after it, whatever a matplotlibrc says."
+    families = [_SETTINGS["font.family"], *_other_fonts("".join(names))[0]]
     mpl.style.use("default")
-    sns.set_theme(style="whitegrid", palette="colorblind", rc=_SETTINGS)
+    sns.set_theme(style="whitegrid", palette="colorblind", rc=_SETTINGS | {"font.family": families})
 
 # %% ../../nbs/lab/10_house_style.ipynb #1862b72a
 def look(
@@ -164,10 +203,10 @@ def caption(
 
 # %% ../../nbs/lab/10_house_style.ipynb #13007fb0
 def file_hash(
-    path: str | Path, # a file, or one seen from the repository's root
+    path: str | Path, # a file, or one that ships, seen from the top of the repository
 ) -> str: # the first 16 digits of its SHA-256
     "Short fingerprint of an input file."
-    return hashlib.sha256((root()/path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(shipped(path).read_bytes()).hexdigest()[:16]
 
 # %% ../../nbs/lab/10_house_style.ipynb #cc350440
 def _write_images(fig: Figure, path: Path) -> None:
@@ -187,7 +226,7 @@ def save_figure(
     folder: str | Path = "figures", # relative ones are seen from the repository's root
 ) -> Path: # the PNG
     "Write PNG, SVG and a JSON record of what made the figure; byte-stable as long as inputs and versions are."
-    folder = root()/folder
+    folder = destination(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_images(fig, folder/name)
     versions = {package: version(package) for package in ("matplotlib", "numpy", "pandas", "seaborn")}

@@ -8,10 +8,10 @@ __all__ = ['published', 'published_throughput', 'rivals']
 # %% ../../nbs/lab/02_literature.ipynb #e16bf029
 import pandas as pd
 
-from ..training.paths import root
+from ..training.paths import shipped
 
 # %% ../../nbs/lab/02_literature.ipynb #2ec08794
-def _table(name: str) -> pd.DataFrame: return pd.read_csv(root()/"data"/"published"/f"{name}.csv")
+def _table(name: str) -> pd.DataFrame: return pd.read_csv(shipped(f"data/published/{name}.csv"))
 
 # %% ../../nbs/lab/02_literature.ipynb #f547cc54
 _OUR_NAMES = dict(keep_rate="keep", runs="n", acc_mean="accuracy", acc_std="std", reduction_blocks="at")

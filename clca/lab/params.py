@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 
-from ..training.paths import root
+from ..training.paths import shipped
 
 # %% ../../nbs/lab/00_params.ipynb #96d08b16
 _BOOLEANS = {"true": True, "false": False}
@@ -158,5 +158,5 @@ def small_settings(
 ) -> dict[str, Any]: # to be merged into its settings
     "Under `nbdev_test`, what `tests/smoke.yaml` sets for a notebook, and a temporary folder as `out`; else nothing."
     if not os.environ.get("IN_TEST") or any(history): return {}
-    smoke = yaml.safe_load((root()/"tests"/"smoke.yaml").read_text())
+    smoke = yaml.safe_load(shipped("tests/smoke.yaml").read_text())
     return {"out": tempfile.mkdtemp(), **smoke[name]["parameters"]}

@@ -28,7 +28,7 @@ from ..model import create_model
 from ..spec import CACHE_ONLY, OPTIONS, Spec, options_of, spec_of, variant_options
 from ..tools.preparation import Preparation, changeable_values, choose_preparation
 from ..training.data import load_data
-from ..training.paths import root
+from ..training.paths import shipped
 from ..training.recipe import Recipe
 from ..training.typefaces import TYPEFACES
 
@@ -88,7 +88,7 @@ def finished(
 # %% ../../nbs/lab/04_plans.ipynb #7578fd33
 def _notebook_defaults(notebook: str | Path) -> dict[str, Any]:
     "The parameters of a notebook with their defaults."
-    found = papermill.inspect_notebook(str(root()/notebook))
+    found = papermill.inspect_notebook(str(shipped(notebook)))
     return {name: literal_eval(parameter["default"]) for name, parameter in found.items()}
 
 # %% ../../nbs/lab/04_plans.ipynb #2bae97b5

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .plans import finished, run_folder
 from .runs import recorded_variant
-from ..training.paths import root
+from ..training.paths import destination
 
 # %% ../../nbs/lab/05_rates.ipynb #93641cc2
 def trials(
@@ -68,7 +68,7 @@ def rate_table(
     keeps: Sequence[float] = (), # where was searched
 ) -> pd.DataFrame: # validation top-1 (%) of each method at each rate, the best rate, and whether it is the last one
     "What the search for learning rates saw. A rate at the edge of the candidates may not be the best there is."
-    done = [(trial, finished(trial, root()/folder)) for trial in trials(runs, rates, keeps)]
+    done = [(trial, finished(trial, destination(folder))) for trial in trials(runs, rates, keeps)]
     rows = [dict(reducer=trial.get("reducer"), keep=trial.get("keep"), method=recorded_variant(trial), lr=trial["lr"],
                  top1=100*record["val_top1"]) for trial, record in done if record]
     table = pd.DataFrame(rows).pivot_table(index=["reducer", "keep", "method"], columns="lr", values="top1")

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..spec import OPTIONS, spec_of
-from ..training.paths import root
 from ..training.files import write_atomic, write_table
+from ..training.paths import destination, locate
 
 # %% ../../nbs/lab/01_runs.ipynb #8a9ad480
 def _told(value: Any) -> Any:
@@ -95,8 +95,8 @@ def _read_folders(path: Path) -> Iterable[dict]:
 
 # %% ../../nbs/lab/01_runs.ipynb #f82161bd
 def _read_source(source: str | Path) -> Iterable[dict]:
-    "The records of one source; a relative path is seen from the repository's root."
-    path = root()/source
+    "The records of one source; a relative path is seen from the working directory, the root or the checkout."
+    path = locate(source)
     if path.suffix == ".jsonl" and path.is_file(): return _read_lines(path)
     if path.is_dir(): return _read_folders(path)
     raise FileNotFoundError(f"no runs at {path}: give a folder of run folders, or a .jsonl collection of them")
@@ -143,7 +143,7 @@ def load_history(
     name: str = "gradients", # `<run>/<name>.csv`, or `<collection>.<name>.csv`
 ) -> pd.DataFrame: # with `run_id`
     "What runs logged step by step, as one tidy table; runs that logged nothing are absent."
-    paths = [root()/source for source in sources]
+    paths = [locate(source) for source in sources]
     tables = [table for path in paths if path.is_dir() for table in _logged(path, name)]
     merged = [path.with_suffix(f".{name}.csv") for path in paths]
     tables += [pd.read_csv(file) for file in merged if file.exists()]
@@ -158,7 +158,7 @@ def keep_history(
 ) -> None:
     "Write what some runs logged beside their collection; without anything to write there is no such file."
     table = load_history(*sources, name=name)
-    table, file = table[table.run_id.isin(run_ids)], (root()/collection).with_suffix(f".{name}.csv")
+    table, file = table[table.run_id.isin(run_ids)], destination(collection).with_suffix(f".{name}.csv")
     if len(table): write_table(file, table, float_format="%.5g")
     else: file.unlink(missing_ok=True)
 
@@ -175,7 +175,7 @@ def collect_runs(
     only: Collection[str] | None = None, # run ids; None: all
 ) -> Path:
     "Write the records of runs, a line for each, sorted by name, byte-stable; and their gradients beside it."
-    path = root()/collection
+    path = destination(collection)
     table = load_runs(*sources).drop(columns=[*PLACES, "variant"], errors="ignore").sort_values("run_id")
     if only is not None: table = table[table.run_id.isin(only)]
     path.parent.mkdir(parents=True, exist_ok=True)

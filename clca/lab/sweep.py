@@ -28,7 +28,7 @@ from .plans import finished, run_folder, unweighted
 from .rates import choose_lr, trials
 from ..spec import OPTIONS
 from ..tools.cost import macs
-from ..training.paths import root
+from ..training.paths import destination, root, shipped
 from ..training.typefaces import TYPEFACES
 
 # %% ../../nbs/lab/06_sweep.ipynb #de48f9c1
@@ -75,7 +75,7 @@ def sweep_table(
     folder: str | Path, # with the run folders; a relative one is seen from the root of the repository
 ) -> pd.DataFrame: # name, done, seconds (estimated), run
     "What a sweep consists of, what of it is done, and how long each run takes, roughly."
-    done = [finished(run, root()/folder) for run in runs]
+    done = [finished(run, destination(folder)) for run in runs]
     names, is_done = [run_folder(run) for run in runs], [record is not None for record in done]
     return pd.DataFrame(dict(name=names, done=is_done, seconds=estimate(runs, done), run=list(runs)))
 
@@ -177,7 +177,7 @@ def run_all(
     "Make the runs that are to do. Those that fail are reported, and the others go on."
     todo, results = table[~table.done], []
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(todo), unit="run", disable=todo.empty) as bar:
-        jobs = [pool.submit(run_one, run, root()/folder, root()/notebook, threads) for run in todo.run]
+        jobs = [pool.submit(run_one, run, destination(folder), shipped(notebook), threads) for run in todo.run]
         try:
             for job in as_completed(jobs):
                 results.append(job.result())
@@ -202,5 +202,5 @@ def search_lr(
     if not rates: return list(runs)
     tries = trials(runs, rates, keeps)
     run_all(sweep_table(tries, folder), folder, notebook, **kwargs)
-    done = [(trial, finished(trial, root()/folder)) for trial in tries]
+    done = [(trial, finished(trial, destination(folder))) for trial in tries]
     return choose_lr(runs, [(trial, record["val_top1"]) for trial, record in done if record])

@@ -52,9 +52,9 @@ def grade(
     logits: Tensor, # [N, classes]
     labels: Tensor, # [N]
 ) -> dict[str, float]: # top1, top5, macro_f1
-    "Accuracy of the best and of the five best answers, and the mean F1 of the classes."
+    "Accuracy of the best and of the five best answers, and the mean F1 of the classes that occur in `labels`."
     classes, guess = logits.shape[1], logits.argmax(1)
-    f1 = f1_score(labels.cpu(), guess.cpu(), labels=range(classes), average="macro", zero_division=0)
+    f1 = f1_score(labels.cpu(), guess.cpu(), labels=labels.unique().cpu(), average="macro", zero_division=0)
     marks = dict(top1=_top(logits, labels, 1), top5=_top(logits, labels, min(5, classes)), macro_f1=f1)
     return {name: round(float(value), 6) for name, value in marks.items()}
 
