@@ -17,12 +17,14 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from timm.models._input import get_model_args
 from timm.models.deit import VisionTransformerDistilled
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .backbone import check_backbone, check_images, create_backbone, drop_head, open_blocks
 from .cache import Cache, recovery_blocks
-from .head import HEADS, Head, tapped_blocks
+from .head import HEADS, Head, make_head, tapped_blocks
 from .interface import TimmInterface, check_features, identify, refuse_reset
 from .reducers import REDUCERS, NoReduction
 
@@ -109,7 +111,8 @@ def create_head(
     layers: int, # number of blocks that it reads, g
 ) -> Head:
     "The head of a model, with the dropout that timm would have put before its own classifier."
-    head, rate = HEADS.find(spec.head)(backbone.embed_dim, layers, spec.num_classes), backbone.head_drop.p
+    head = make_head(HEADS.find(spec.head), backbone.embed_dim, layers, spec.num_classes)
+    rate = backbone.head_drop.p
     check_features(head, spec.head, spec.num_classes, rate)
     if rate and not head.of_backbone: head.drop = nn.Dropout(rate)
     return head
@@ -187,7 +190,8 @@ def create_model(
     **options: Any, # of `Spec`; whatever is not an option of ours goes to timm.create_model
 ) -> TokenReducedViT: # logits = model(images)
     "A token-reduced timm ViT. Raises `ValueError` or `TypeError` with one sentence for anything that cannot be built."
-    return TokenReducedViT(Spec(backbone, num_classes, **split_options(options)))
+    place = {name: options.pop(name) for name in ("device", "dtype") if name in options} # timm's, of all parts
+    return TokenReducedViT(Spec(backbone, num_classes, **split_options(options))).to(**place)
 
 # %% ../nbs/12_model.ipynb #4186e9c9
 def backbone_of(spec: Spec) -> nn.Module:
@@ -231,6 +235,8 @@ def wrap(
 ) -> TokenReducedViT:
     """Reduce the tokens of a timm model that one already has.
     Raises `TypeError` by name for what cannot be walked, `ValueError` for options."""
+    vit = unwrap_model(vit)
+    if isinstance(vit, TimmInterface): raise TypeError("this model reduces tokens already: wrap the timm model itself")
     check_backbone(vit)
     for name in ("pretrained", "weights", "image_size", *split_options(options)["timm_kwargs"]):
         if name in options:
@@ -255,8 +261,8 @@ def architecture(vit: nn.Module) -> str:
     return (getattr(vit, "pretrained_cfg", None) or {}).get("architecture") or type(vit).__name__
 
 def made_with(vit: nn.Module) -> dict[str, Any]: # of timm.create_model
-    "The arguments by which timm made a model, as far as timm remembers them."
-    told = getattr(vit, "_model_args", {})
+    "The arguments by which timm made a model, as far as timm remembers them, and its pooling as it is now."
+    told = get_model_args(vit)
     return {name: value for name, value in told.items() if name not in ("num_classes", "img_size", *OPTIONS, *SOURCES)}
 
 def _without_pool(spec: Spec) -> Spec:
@@ -265,6 +271,7 @@ def _without_pool(spec: Spec) -> Spec:
 
 def _with_classes(vit: nn.Module, spec: Spec) -> nn.Module:
     "A new classifier for another number of classes, if it is timm's that classifies."
+    vars(vit).pop("reset_classifier", None) # of a copy of a backbone of ours
     own = HEADS.find(spec.head).of_backbone
     if own and spec.num_classes != vit.num_classes: vit.reset_classifier(spec.num_classes)
     return vit

@@ -50,7 +50,7 @@ def read_state(
     "Tensors of a file. Raises `ValueError` for a file that holds no weights of a plain ViT."
     try: state = load_state_dict(str(path), weights_only=True)
     except Exception as e: # whatever the bytes of another kind of file lead to
-        raise ValueError(f"{path} cannot be read as weights: {type(e).__name__} {' '.join(str(e).split())[:200]}") from e
+        raise ValueError(f"{path} cannot be read as weights: {_said(e)}") from e
     if any(name.startswith("backbone.") for name in state):
         raise ValueError(f"{path} holds a token-reduced model and not a plain ViT: load it by clca.load_checkpoint")
     state = sys.modules[type(backbone).__module__].checkpoint_filter_fn(state, backbone)
@@ -105,7 +105,9 @@ def _load_npz(backbone: nn.Module, file: Path) -> None:
                          f"{type(backbone).__name__}: give .safetensors or .pth")
     try: backbone.load_pretrained(str(file))
     except (KeyError, ValueError, AssertionError, RuntimeError) as e:
-        raise ValueError(f"{file} does not hold this backbone: {type(e).__name__} {' '.join(str(e).split())[:200]}") from e
+        raise ValueError(f"{file} does not hold this backbone: {_said(e)}") from e
+
+def _said(error: Exception) -> str: return f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
 
 # %% ../nbs/04a_weights.ipynb #902cd137
 def check_reachable(
@@ -128,5 +130,5 @@ def _ask_hub(name: str, repository: str, file: str) -> None:
     try: get_hf_file_metadata(address := hf_hub_url(repository, file), timeout=5)
     except HfHubHTTPError: return
     except Exception as e: # of whatever library the hub uses
-        raise ConnectionError(f"pretrained weights of {name!r} are not on this machine and {address} cannot be reached "
-                              f"({type(e).__name__}): fetch this file elsewhere, and give its path as weights=") from e
+        raise ConnectionError(f"pretrained weights of {name!r} are not on this machine, and {address} cannot be "
+                              f"reached ({type(e).__name__}): fetch it elsewhere and give its path as weights=") from e

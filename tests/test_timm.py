@@ -1,4 +1,5 @@
 "A reduced model where a timm ViT is expected: timm's own calls, for every kind of head, backbone and pooling."
+import copy
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import nn
 import clca
 from clca.model import TokenReducedViT
 from clca.spec import options_of
+from clca.tools.preparation import preparation_of
 from clca.tools.rollout import cls_rollout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,3 +251,112 @@ def test_gradients_reach_the_image_through_the_map():
 def test_transforms_of_timm_fit():
     told = resolve_model_data_config(made("vit"))
     assert create_transform(**told, is_training=False) is not None and told["input_size"] == (3, 32, 32)
+
+# What was broken once -------------------------------------------------------------------------------------------------
+
+class Lin(clca.head.Head):
+    "Written as documented: nothing in it knows of models without classes."
+    def __init__(self, dim, layers, num_classes):
+        super().__init__()
+        self.classifier = nn.Linear(dim * layers, num_classes)
+    def pre_logits(self, cls): return cls.flatten(1)
+
+class Own(Lin):
+    "With a forward of its own, so that nobody knows where dropout would act."
+    def forward(self, cls): return self.classifier(self.pre_logits(cls))
+
+@torch.no_grad()
+def test_heads_of_others():
+    model = build(head=f"{__name__}:Lin", num_classes=0)
+    assert model(noise()).shape == (2, 96) and model.head_hidden_size == model.num_features == 96
+    model.reset_classifier(4)
+    assert model(noise()).shape == (2, 4) and build(head=f"{__name__}:Lin", drop_rate=.9).head.drop.p == .9
+    with pytest.raises(ValueError, match="drop_rate=0.9"): build(head=f"{__name__}:Own", drop_rate=.9)
+
+@pytest.mark.parametrize("write", ["save_pretrained", "save_for_hf"])
+def test_folders_keep_the_preparation(write, tmp_path):
+    "Of weights that want other values than the backbone's name says."
+    for channels in (3, 1):
+        model = build(in_chans=channels, pretrained_cfg_overlay=dict(mean=(.1, .2, .3), crop_pct=.8))
+        folder = tmp_path/str(channels)
+        if write == "save_pretrained": model.save_pretrained(folder)
+        else: save_for_hf(model, str(folder))
+        read = [clca.load_checkpoint(folder)]
+        if write == "save_pretrained": read.append(TokenReducedViT.from_pretrained(folder))
+        else: read.append(timm.create_model(f"local-dir:{folder}", pretrained=True))
+        for again in read:
+            told = preparation_of(again)
+            assert told.crop_pct == .8 and told.image_size == (32, 32)
+            assert channels == 1 or told == preparation_of(model)
+
+def test_what_was_done_to_a_wrapped_model_is_known_or_refused(tmp_path):
+    vit = plain()
+    vit.reset_classifier(5, "avg")
+    model = clca.wrap(vit, cache=False, keep=.5, at=(1, 2)).eval()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(TokenReducedViT.from_pretrained(tmp_path)(noise()), model(noise()))
+    for change in (lambda: setattr(vit, "blocks", vit.blocks[:3]), lambda: setattr(vit, "head", nn.Linear(32, 9))):
+        change()
+        with pytest.raises(ValueError, match="builds another model"):
+            clca.wrap(vit, cache=False, at=(1,)).save_pretrained(tmp_path/"other")
+    assert not (tmp_path/"other").exists()
+
+def test_a_vit_made_by_its_class():
+    from timm.models.vision_transformer import VisionTransformer
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7)
+    model = clca.wrap(vit, cache=False, at=(1, 2))
+    assert model(noise()).shape == (2, 7)
+    with pytest.raises((ValueError, TypeError)): model.save_pretrained("nowhere")
+
+def test_what_cannot_be_assigned():
+    model = build()
+    for name, value in dict(blocks=model.blocks[:2], norm=nn.Identity(), global_pool="avg", head=None).items():
+        with pytest.raises(TypeError): setattr(model, name, value)
+    with pytest.raises(TypeError, match="head="): model.head = clca.head.IFAHead(32, 3, 7)
+    model.head = copy.deepcopy(model.head)
+    assert {name.split(".")[0] for name in model.state_dict()} == {"backbone", "cache", "head"}
+
+def test_part_of_timms_weights():
+    given = {name: value for name, value in plain().state_dict().items() if not name.startswith("patch_embed")}
+    model = build(**PLAIN)
+    with pytest.raises(RuntimeError, match="patch_embed"): model.load_state_dict(given)
+    assert len(model.load_state_dict(given, strict=False).missing_keys) == 2
+    assert torch.equal(model.blocks[1].attn.qkv.weight, given["blocks.1.attn.qkv.weight"])
+
+def test_device_and_precision_reach_every_part():
+    model = clca.create_model("vit_tiny_patch16_224", 7, dtype=torch.bfloat16, device="cpu", **SMALL)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and "dtype" not in model.spec.timm_kwargs
+    assert model.eval()(noise().bfloat16()).dtype == torch.bfloat16
+
+def test_another_size_keeps_what_is_frozen():
+    model = build("dyvit").requires_grad_(False)
+    model.set_input_size(64)
+    assert not any(p.requires_grad for p in model.parameters())
+
+def test_a_distilled_backbone_reads_two_tokens():
+    with pytest.raises(ValueError, match="distilled backbone"): made("distilled").reset_classifier(3, "avg")
+
+def test_maps_by_timms_wrapper():
+    maps = timm.create_model("token_reduced_vit", backbone="vit_tiny_patch16_224", num_classes=0, features_only=True,
+                             out_indices=[0, 1], **TIMM, keep=.5, at=(2, 3), head="linear", cache=False)
+    assert [tuple(x.shape) for x in maps(noise())] == [(2, 32, 4, 4)] * 2
+
+def test_wrap_takes_a_model_out_of_its_wrapper():
+    assert clca.wrap(nn.DataParallel(plain()), cache=False)(noise()).shape == (2, 7)
+    with pytest.raises(TypeError, match="reduces tokens already"): clca.wrap(build())
+    of_ours = clca.wrap(build(**PLAIN).backbone, 3, head="linear")
+    assert of_ours(noise()).shape == (2, 3)
+
+def test_published_names_of_a_wrapped_model():
+    model = build()
+    state = clca.to_reference_state(torch.compile(model))
+    clca.load_reference_state(nn.DataParallel(model), state)
+    with pytest.raises(TypeError, match="clca.wrap"): clca.to_reference_state(plain())
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_traced_by_torch_jit():
+    for reducer in ("evit", "tome", "dpcknn", "sit"):
+        model, x = build(reducer), noise(3)
+        traced = torch.jit.trace(model, x, check_trace=False)
+        assert torch.allclose(traced(x), model(x), atol=1e-5), reducer

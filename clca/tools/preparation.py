@@ -94,7 +94,10 @@ def preparation_of(
         raise ValueError(f"{type(model).__name__} has no pretrained_cfg, so nothing says how its images are prepared: "
                          "give the model itself if this is somewhere around it, or call set_preparation")
     found = resolve_data_config(pretrained_cfg=config)
-    return Preparation(found["input_size"][1:], **{name: found[name] for name in CHANGEABLE})
+    values = {name: found[name] for name in CHANGEABLE}
+    for name in ("mean", "std"): # timm writes one value for models of another number of channels
+        if len(values[name]) == 1: values[name] = (*values[name],) * 3
+    return Preparation(found["input_size"][1:], **values)
 
 # %% ../../nbs/tools/07_preparation.ipynb #d2d2ef03
 def set_preparation(

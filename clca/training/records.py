@@ -24,12 +24,13 @@ from torch import nn
 
 import clca
 from .. import __version__
+from ..hub import check_spec
 from ..model import TokenReducedViT
-from ..spec import Spec, options_of, without_weights
+from ..spec import Spec, options_of
 from ..tools.preparation import Preparation, changeable_values
 from .data import load_data
 from .files import write_atomic
-from .recipe import Recipe, own_names, unwrapped
+from .recipe import Recipe, unwrapped
 
 # %% ../../nbs/training/06_records.ipynb #6e672307
 class AtomicIO(TorchCheckpointIO):
@@ -86,7 +87,7 @@ def _check_kind(out: Path, note: str) -> None:
 
 # %% ../../nbs/training/06_records.ipynb #0a04c808
 _FREE = {"out", "workers", "data_root", "preparation"} # what is asked for; what was done is `preparation_used`
-_ADDED = {"preparation_used": changeable_values(Preparation(1)), "weights": None} # of every run before these were recorded
+_ADDED = {"preparation_used": changeable_values(Preparation(1)), "weights": None} # of runs from before these names
 
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."
@@ -194,18 +195,8 @@ def check_buildable(
     model: nn.Module, # if it has a `spec`
 ) -> None:
     "Raise `ValueError` if the model's spec builds another model, whose weights these would never fit."
-    if not getattr(model, "spec", None): return
-    with torch.device("meta"): twin = TokenReducedViT(without_weights(model.spec))
-    own, other = (_shapes(m) for m in (model, twin))
-    for name in own.keys() | other.keys():
-        if own.get(name) != other.get(name):
-            raise ValueError("model.spec builds another model than this one, so the run could not be loaded: "
-                             f"{name} is {own.get(name)} here and {other.get(name)} there. "
-                             "Make the model by clca.create_model, with the options that its backbone was made with")
-
-def _shapes(model: nn.Module) -> dict[str, list[int]]:
-    names = own_names(model)
-    return {names[name]: list(value.shape) for name, value in model.state_dict().items()}
+    inside = unwrapped(model)
+    if isinstance(inside, TokenReducedViT): check_spec(inside)
 
 # %% ../../nbs/training/06_records.ipynb #ef12d616
 def run_parameters(
