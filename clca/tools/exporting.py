@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from ..spec import Spec
 from .checkpoints import load_checkpoint
+from .tracing import bare
 
 # %% ../../nbs/tools/04_exporting.ipynb #aa61377f
 def _plain(model: nn.Module) -> nn.Module:
     "A copy to trace and compare, out of `torch.compile`."
-    return copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval()
+    return copy.deepcopy(bare(model)).cpu().float().eval()
 
 def _size(model: nn.Module) -> tuple[int, int, int]: # channels, height, width
-    return getattr(model.backbone, "in_chans", 3), *model.backbone.patch_embed.img_size
+    return model.in_chans, *model.patch_embed.img_size
 
 def program(
     model: nn.Module, # from `create_model`
@@ -190,7 +191,7 @@ def _sentence(model: dict[str, Any]) -> str:
 # %% ../../nbs/tools/04_exporting.ipynb #6af93f2c
 def _model_and_config(model: nn.Module | str | Path) -> tuple[nn.Module, dict[str, Any]]:
     "A model, and what its run folder says."
-    if isinstance(model, nn.Module): return getattr(model, "_orig_mod", model), {}
+    if isinstance(model, nn.Module): return bare(model), {}
     config = Path(model) / "config.json"
     return load_checkpoint(model), json.loads(config.read_text()) if config.exists() else {}
 
@@ -218,7 +219,7 @@ def _facts(
 
 # %% ../../nbs/tools/04_exporting.ipynb #6e832fa9
 def export(
-    model: nn.Module | str | Path, # from `create_model`, or a finished run folder
+    model: nn.Module | str | Path, # from `create_model`, perhaps wrapped, or a finished run folder
     path: str | Path, # ends in .onnx or .pt2
     *, classes: Sequence[str] | None = None, # label of every logit; None: of the run, else numbers
     mean: Sequence[float] | None = None, # of each channel, for pixels in [0, 1]; None: of the run, else timm's own
