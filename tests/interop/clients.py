@@ -15,29 +15,35 @@ import clca
 
 NAME, DEPTH, DIM, IMAGE, GRID, CLASSES = "vit_tiny_patch16_224", 4, 32, 32, (8, 8), 3
 SIZES = dict(patch_size=4, embed_dim=DIM, num_heads=2, depth=DEPTH)
-REDUCED = dict(reducer="evit", keep=.25, at=(1, 2), image_size=IMAGE)
+FULL = dict(reducer="evit", keep=.25, at=(1, 2), image_size=IMAGE) | SIZES
+LINEAR = FULL | PLAIN
 
-# The three lines each by which timm, and whoever builds models by its names, knows a model
+# The lines by which timm, and whoever builds models by its names, knows a model
 @register_model
 def interop_plain(pretrained=False, **kwargs):
     return timm.create_model(NAME, pretrained, **dict(img_size=IMAGE) | SIZES | kwargs)
 
 @register_model
 def interop_linear(pretrained=False, num_classes=CLASSES, **kwargs):
-    return clca.create_model(NAME, num_classes, pretrained=pretrained, **PLAIN | REDUCED | SIZES | kwargs)
+    return clca.create_model(NAME, num_classes, pretrained=pretrained, **LINEAR | kwargs)
 
 @register_model
 def interop_full(pretrained=False, num_classes=CLASSES, **kwargs):
-    return clca.create_model(NAME, num_classes, pretrained=pretrained, **REDUCED | SIZES | kwargs)
+    return clca.create_model(NAME, num_classes, pretrained=pretrained, **FULL | kwargs)
 
-def _maker(name: str) -> Callable[..., nn.Module]:
+def _maker(name: str, **options) -> Callable[..., nn.Module]:
     def make(num_classes: int = CLASSES, **kwargs) -> nn.Module:
         torch.manual_seed(0)
         return perturbed(timm.create_model(name, num_classes=num_classes, **kwargs))
-    make.timm_name = name
+    make.timm_name, make.options = name, dict(backbone=NAME) | options
     return make
 
-MODELS = {column: _maker(f"interop_{column}") for column in ("plain", "linear", "full")}
+MODELS = dict(
+    plain=_maker("interop_plain"), linear=_maker("interop_linear", **LINEAR), full=_maker("interop_full", **FULL))
+
+# Reasons that more than one row has
+TRACED = "torch.jit cannot run the program of a model with a cache"
+WIDER = "num_features is taken for the width of the embedding, which is head_hidden_size"
 
 def client(
     name: str, # the first cell of the row

@@ -25,14 +25,12 @@ the same ViT with EViT at keep rate 0.25 and timm's own head, and of that with c
 runs the rows of the packages that the environment has; `make interop` installs the others, at these versions, runs all
 rows and writes this page.
 
-timm's own train script drives a reduced model by a name that `timm.create_model` knows. Save this as `reduced.py` beside
-`train.py`, write `import reduced` into that, and give it `--model reduced_vit` with any of its options:
+timm's own train script drives a reduced model after `import clca`, with any of its options, as
+`--model token_reduced_vit --model-kwargs backbone=vit_base_patch16_224 keep=0.25`. A name of one's own, under which
+`--pretrained` means the weights of the backbone, takes three lines:
 
 ```python
-import clca
-from timm.models import register_model
-
-@register_model
+@timm.models.register_model
 def reduced_vit(pretrained=False, num_classes=1000, **kwargs):
     return clca.create_model("vit_base_patch16_224", num_classes, keep=.25, pretrained=pretrained, **kwargs)
 ```

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, backbone, client, labels, logits, near
+from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, TRACED, WIDER, backbone, client, labels, logits, near
 from models import noise
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -31,14 +31,14 @@ class Labelled(torch.utils.data.Dataset):
 
 def weight(model): return backbone(model).blocks[1].attn.qkv.weight.detach().clone()
 
-TWICE = "parameters of a block that reduces are counted twice"
-TRACED = "torch.jit cannot run the program of a model with a cache"
 # counting ------------------------------------------------------------------------------------------------------------
 
 def patches(model: nn.Module) -> list[int]:
     "Tokens that enter the MLP of each block, from our own trace: a plain ViT has all of them."
     if backbone(model) is model: return [65] * DEPTH
     return clca.trace(model, noise(1)).tokens_out
+
+TWICE = "the parameters of a block that reduces are counted twice, for its reducer is called inside it"
 
 @client("torchinfo", "torchinfo", linear=TWICE, full=TWICE)
 def test_torchinfo(make):
@@ -62,7 +62,7 @@ def test_fvcore(make):
     assert found[:-1] == [n * 8 * DIM * DIM for n in patches(model)[:-1]] and 0 < found[-1] <= found[-2]
     assert parameter_count(model)[""] == sum(p.numel() for p in model.parameters())
 
-# adapters and training -------------------------------------------------------------------------------------------------
+# adapters and training -----------------------------------------------------------------------------------------------
 
 @client("peft", "peft")
 def test_peft(make, tmp_path):
@@ -141,8 +141,7 @@ def test_timm_wrapper(make, tmp_path):
     with torch.no_grad(): a, b = (m.eval()(pixel_values=noise(), labels=labels(2)) for m in (model, back))
     assert torch.equal(a.logits, b.logits) and torch.equal(a.loss, b.loss)
 
-@client("transformers: TimmWrapper, features", "transformers",
-        linear="forward_head is missing", full="num_classes=0 is refused")
+@client("transformers: TimmWrapper, features", "transformers")
 def test_timm_wrapper_features(make):
     "A registered name as a backbone of transformers: tokens, and what the classifier would read."
     from transformers import TimmWrapperConfig, TimmWrapperModel
@@ -209,7 +208,7 @@ def test_fastai(make, tmp_path):
     learner.load("model")
     assert torch.equal(logits(learner.model, noise()), expected)
 
-@client("fastai: vision_learner", "fastai", linear="default_cfg is missing", full="num_classes=0 is refused")
+@client("fastai: vision_learner", "fastai", full=WIDER)
 def test_vision_learner(make, tmp_path):
     "A registered name as the body of a learner with fastai's own head; frozen and thawed."
     from fastai.vision.learner import vision_learner
@@ -240,7 +239,7 @@ def test_skorch(make, tmp_path):
     np.testing.assert_allclose(other.predict_proba(x), answers, rtol=1e-5)
     assert GridSearchCV(net, {"lr": [1e-3, 1e-2]}, cv=2).fit(x, y).best_params_["lr"] in (1e-3, 1e-2)
 
-# looking inside --------------------------------------------------------------------------------------------------------
+# looking inside ------------------------------------------------------------------------------------------------------
 
 def tokens_on_grid(model: nn.Module, images: Tensor):
     "The recipe: a function that puts the tokens that enter the last block back on the grid of patches, [B, D, h, w]."
@@ -305,7 +304,7 @@ def test_gradcam(make):
             found = cam(x, [ClassifierOutputTarget(0), ClassifierOutputTarget(1)])
         assert found.shape == (2, IMAGE, IMAGE) and np.isfinite(found).all() and found.max() > 0
 
-# elsewhere -------------------------------------------------------------------------------------------------------------
+# elsewhere -----------------------------------------------------------------------------------------------------------
 
 @client("OpenVINO", "openvino", full=TRACED)
 def test_openvino(make):

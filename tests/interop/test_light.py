@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, MODELS, backbone, client, labels, logits, near
+from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, MODELS, TRACED, WIDER, backbone, client, labels, logits, near
 from models import noise
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
@@ -15,8 +15,6 @@ from torch.nn.functional import cross_entropy
 import clca
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TRACED = "torch.jit cannot run the program of a model with a cache"
 
 # torch --------------------------------------------------------------------------------------------------------------
 
@@ -119,7 +117,8 @@ def test_per_sample(make):
     cross_entropy(model(x[1:2]), labels(3)[1:2]).backward()
     for n, p in model.named_parameters(): torch.testing.assert_close(found[n][1], p.grad, rtol=1e-4, atol=1e-5, msg=n)
 
-@client("torch: per-sample gradients, training", "torch", full="the BatchNorm of the head mixes the images of a batch in training")
+@client("torch: per-sample gradients, training", "torch",
+        full="the BatchNorm of the head mixes the images of a batch in training")
 def test_per_sample_training(make):
     "By `vmap` in training."
     assert all(g.isfinite().all() for g in per_sample(make().train(), noise(3)).values())
@@ -161,12 +160,19 @@ def test_jit(make, tmp_path):
     x = noise(3, seed=5)
     torch.testing.assert_close(logits(traced, x), logits(model, x), rtol=1e-4, atol=1e-5)
 
+STATISTICS = "timm.create_model('token_reduced_vit') forgets mean and standard deviation of the backbone"
+
 # timm ---------------------------------------------------------------------------------------------------------------
 
-@client("timm: train script", "timm", linear="get_classifier is missing", full="get_classifier is missing")
+def by_name(make, **options):
+    "As timm builds it: ours by the name that the package registers."
+    if make is MODELS["plain"]: return timm.create_model(make.timm_name, **options)
+    return timm.create_model("token_reduced_vit", **make.options, **options)
+
+@client("timm: train script", "timm")
 def test_train_script(make, tmp_path):
-    """The calls of timm's train.py with layer decay, EMA, autocast, accumulation, mixup, clipping, gradient
-    checkpointing, a scaled head, a scheduler, a saver and `--resume`."""
+    """The calls of timm's train.py, ours by `--model token_reduced_vit`, with layer decay, EMA, autocast,
+    accumulation, mixup, clipping, gradient checkpointing, a scaled head, a scheduler, a saver and `--resume`."""
     from timm.data import Mixup, resolve_data_config
     from timm.loss import SoftTargetCrossEntropy
     from timm.models import load_checkpoint, model_parameters, resume_checkpoint
@@ -175,9 +181,10 @@ def test_train_script(make, tmp_path):
     from timm.utils import CheckpointSaver, ModelEmaV3, accuracy, dispatch_clip_grad
     def begin():
         torch.manual_seed(0)
-        model = timm.create_model(
-            make.timm_name, pretrained=False, in_chans=3, num_classes=CLASSES, drop_rate=0., drop_path_rate=.1,
-            drop_block_rate=None, global_pool=None, bn_momentum=None, bn_eps=None, scriptable=False, checkpoint_path="")
+        model = by_name(
+            make, pretrained=False, in_chans=3, num_classes=CLASSES, drop_rate=0., drop_path_rate=.1,
+            drop_block_rate=None, global_pool=None, bn_momentum=None, bn_eps=None, scriptable=False,
+            checkpoint_path="")
         with torch.no_grad():
             model.get_classifier().weight.mul_(.5)
             model.get_classifier().bias.mul_(.5)
@@ -186,11 +193,12 @@ def test_train_script(make, tmp_path):
         return model, create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=.05, layer_decay=.75)
     model, optimizer = begin()
     config = resolve_data_config(dict(img_size=IMAGE), model=model)
-    assert config["input_size"] == (3, IMAGE, IMAGE) and config["mean"] == (.5, .5, .5)
+    assert config["input_size"] == (3, IMAGE, IMAGE)
     ema = ModelEmaV3(model, decay=.9, use_warmup=True)
     scheduler, epochs = create_scheduler_v2(optimizer, num_epochs=2, warmup_epochs=1, updates_per_epoch=2)
     saver = CheckpointSaver(model, optimizer, model_ema=ema, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
-    mixup, loss_fn, before = Mixup(num_classes=CLASSES, cutmix_alpha=1.), SoftTargetCrossEntropy(), logits(model, noise())
+    mixup, loss_fn = Mixup(num_classes=CLASSES, cutmix_alpha=1.), SoftTargetCrossEntropy()
+    before = logits(model, noise())
     for epoch in range(epochs):
         model.train()
         for step in range(2):
@@ -231,23 +239,26 @@ def layer_rates(model):
              for p in g["params"]}
     return {n.removeprefix("backbone."): rates[id(p)] for n, p in model.named_parameters()}
 
-@client("timm: layer decay", "timm",
-        linear="every parameter learns at the rate of the last layer", full="every parameter learns at the rate of the last layer")
+@client("timm: layer decay", "timm")
 def test_layer_decay(make):
-    "`create_optimizer_v2(layer_decay=.75)` gives each layer the rate that it has in the plain ViT, new ones the highest."
+    """`create_optimizer_v2(layer_decay=.75)` gives layers the rates that they have in the plain ViT, new ones the
+    highest."""
     plain, found = layer_rates(MODELS["plain"]()), layer_rates(make())
     assert {n: found[n] for n in plain if n in found} == {n: r for n, r in plain.items() if n in found}
     assert len({found[f"blocks.{i}.attn.qkv.weight"] for i in range(DEPTH)}) == DEPTH
     assert {r for n, r in found.items() if n.startswith(("head.", "cache."))} == {max(found.values())}
 
-@client("timm: data config", "timm", linear="pretrained_cfg is missing", full="pretrained_cfg is missing")
+@client("timm: data config", "timm", linear=STATISTICS, full=STATISTICS)
 def test_data_config(make):
-    "`resolve_model_data_config` says what the weights want: size, crop, mean and standard deviation."
-    found = timm.data.resolve_model_data_config(make())
-    assert found == timm.data.resolve_model_data_config(MODELS["plain"]()) and found["mean"] == (.5, .5, .5)
+    "`resolve_model_data_config` says what the weights want: mean, standard deviation, crop and interpolation."
+    plain = timm.data.resolve_model_data_config(MODELS["plain"]())
+    assert plain["mean"] == (.5, .5, .5)
+    for model in (make(), by_name(make)):
+        found = timm.data.resolve_model_data_config(model)
+        for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation"): assert found[name] == plain[name], name
+        assert make is MODELS["plain"] or found["input_size"] == (3, IMAGE, IMAGE)
 
-@client("timm: load_checkpoint", "timm",
-        linear="the names of the state dict differ", full="the names of the state dict differ")
+@client("timm: load_checkpoint", "timm")
 def test_load_checkpoint(make, tmp_path):
     "A file with the weights of a plain ViT goes in, as by `--initial-checkpoint`."
     plain = MODELS["plain"]()
@@ -277,8 +288,7 @@ def test_resume(make, tmp_path):
     step(other, second)
     assert torch.equal(logits(other, noise()), logits(model, noise()))
 
-@client("timm: save_for_hf", "timm", "safetensors",
-        linear="pretrained_cfg is missing", full="pretrained_cfg is missing")
+@client("timm: save_for_hf", "timm", "safetensors")
 def test_save_for_hf(make, tmp_path):
     "The saved folder is the same model for `timm.create_model('local-dir:…')`."
     from timm.models import save_for_hf
@@ -298,7 +308,7 @@ def test_attention_extract(make):
     assert len(maps) == DEPTH
     for a in maps.values(): torch.testing.assert_close(a.sum(-1), torch.ones_like(a[..., 0]))
 
-@client("timm: distillation", "timm", linear="in_chans is missing", full="in_chans is missing")
+@client("timm: distillation", "timm")
 def test_distillation(make):
     "A student of `LogitDistillationTask` learns from a teacher."
     from timm.task import LogitDistillationTask
@@ -307,8 +317,7 @@ def test_distillation(make):
     task(noise(4), labels(4))["loss"].backward()
     assert backbone(student).blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
-@client("timm: gradient checkpointing", "timm",
-        linear="set_grad_checkpointing is missing", full="set_grad_checkpointing is missing")
+@client("timm: gradient checkpointing", "timm")
 def test_checkpointing(make):
     "`set_grad_checkpointing` keeps the gradients."
     model, other = make().train(), make().train()
@@ -317,8 +326,7 @@ def test_checkpointing(make):
     for (n, p), q in zip(model.named_parameters(), other.parameters()):
         torch.testing.assert_close(p.grad, q.grad, msg=n)
 
-@client("timm: freeze", "timm",
-        linear="the blocks are called backbone.blocks", full="the blocks are called backbone.blocks")
+@client("timm: freeze", "timm")
 def test_freeze(make):
     "`freeze(model, 'blocks')` leaves the rest to learn."
     from timm.utils import freeze
@@ -327,20 +335,19 @@ def test_freeze(make):
     assert not [p for p in backbone(model).blocks.parameters() if p.requires_grad]
     assert [p for p in model.parameters() if p.requires_grad]
 
-@client("timm: embeddings", "timm", linear="num_features is missing", full="num_classes=0 is refused")
+@client("timm: embeddings", "timm")
 def test_embeddings(make):
     "`num_classes=0` and `reset_classifier(0)` give what the classifier reads, and so does `pre_logits`."
     model, x = make(0), noise()
     embedding, full = logits(model, x), make()
-    assert embedding.shape == (2, model.num_features)
+    assert embedding.shape == (2, model.head_hidden_size)
     full.reset_classifier(0)
     assert logits(full, x).shape == embedding.shape
     with torch.no_grad():
         again = model.forward_head(model.forward_features(x), pre_logits=True)
     torch.testing.assert_close(again, embedding)
 
-@client("timm: final tokens on the grid", "timm",
-        linear="restore keeps no gradients", full="restore keeps no gradients")
+@client("timm: final tokens on the grid", "timm")
 def test_restored_has_gradients(make):
     "The final tokens on the grid, with their gradients: timm's `forward_intermediates`, and `clca.restore`."
     model = make().eval()
@@ -377,14 +384,14 @@ def test_lightning(make, tmp_path):
     back = Classifier.load_from_checkpoint(tmp_path/"last.ckpt", model=make(), map_location="cpu")
     assert torch.equal(logits(back, noise()), logits(module, noise()))
 
-@client("torchmetrics: FID", "torchmetrics", full="num_classes=0 is refused")
+@client("torchmetrics: FID", "torchmetrics", full=WIDER)
 def test_fid(make):
     "Fréchet distance of two sets of images by the embeddings of the model: none between equal sets."
     from torchmetrics.image.fid import FrechetInceptionDistance
     assert fid(FrechetInceptionDistance, make(0), noise(64), noise(64)) == pytest.approx(0, abs=1e-3)
     assert fid(FrechetInceptionDistance, make(0), noise(64), noise(64, seed=2) + 1) > .1
 
-@client("torchmetrics: KID", "torchmetrics", full="num_classes=0 is refused")
+@client("torchmetrics: KID", "torchmetrics")
 def test_kid(make):
     "Kernel distance of two sets of images by the embeddings of the model."
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -414,17 +421,19 @@ def test_safetensors(make, tmp_path):
 
 @client("PyTorchModelHubMixin", "huggingface_hub")
 def test_hub_mixin(make, tmp_path):
-    "A class that builds the model from a name comes back from a folder as the same model."
+    "A class that builds the model from a name comes back from a folder as the same model, and so do ours themselves."
     from huggingface_hub import PyTorchModelHubMixin
     class OnHub(nn.Module, PyTorchModelHubMixin):
         def __init__(self, name: str, num_classes: int):
             super().__init__()
             self.model = timm.create_model(name, num_classes=num_classes)
         def forward(self, x): return self.model(x)
-    model = OnHub(name=make.timm_name, num_classes=5)
-    model.save_pretrained(tmp_path)
-    back = OnHub.from_pretrained(tmp_path)
-    assert torch.equal(logits(back, noise()), logits(model, noise())) and logits(back, noise()).shape == (2, 5)
+    models = [OnHub(name=make.timm_name, num_classes=5)]
+    if make is not MODELS["plain"]: models.append(make(5))
+    for i, model in enumerate(models):
+        model.save_pretrained(tmp_path/str(i))
+        back = type(model).from_pretrained(tmp_path/str(i))
+        assert torch.equal(logits(back, noise()), logits(model, noise())) and logits(back, noise()).shape == (2, 5)
 
 class Calibration:
     "Batches for ONNX Runtime's static quantiser."
@@ -433,7 +442,7 @@ class Calibration:
 
 @client("ONNX Runtime", "onnxruntime", "onnxscript")
 def test_onnxruntime(make, tmp_path):
-    "One file for every size of batch, with the same logits, and nearly the same from its dynamic and static quantisers."
+    "One file for every size of batch with the same logits, and nearly the same from its dynamic and static quantisers."
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
