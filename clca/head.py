@@ -57,6 +57,7 @@ def classify(
     stack = torch.stack(read, 2)
     return head.drop(head.pre_logits(stack)) if pre_logits else head(stack)
 
+# %% ../nbs/08_head.ipynb #a79ac899
 def pack(
     head: Head,
     backbone: nn.Module,
@@ -66,6 +67,7 @@ def pack(
     "Tokens, and after them all that was read, as one tensor."
     return torch.cat([tokens, torch.stack(read, 1)], 1)
 
+# %% ../nbs/08_head.ipynb #67fe144f
 def unpack(
     head: Head,
     backbone: nn.Module,

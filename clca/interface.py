@@ -33,7 +33,8 @@ def identify(
     spec: Spec,
 ) -> None:
     "Let a model know how it was made."
-    made, size = without_weights(spec), tuple(model.backbone.patch_embed.img_size)
+    size, made = tuple(model.backbone.patch_embed.img_size), without_weights(spec)
+    made = replace(made, timm_kwargs={k: v for k, v in made.timm_kwargs.items() if not k.startswith("pretrained_cfg")})
     model.spec, model.num_classes = spec, spec.num_classes
     model.pretrained_cfg = model.default_cfg = _own_cfg(model, size)
     options = {name: value for name, value in options_of(made).items() if name not in _TOLD_BY_TIMM}
@@ -73,6 +74,7 @@ def _of_backbone(name: str) -> property:
 
 for _name in OF_BACKBONE: setattr(TimmInterface, _name, _of_backbone(_name))
 
+# %% ../nbs/11_interface.ipynb #a3aa8a20
 def head_hidden_size(model: nn.Module) -> int:
     "Width of the features before the classifier, `forward_head(x, pre_logits=True)`."
     return model.backbone.head_hidden_size if model.head.of_backbone else model.head.hidden_size
@@ -92,6 +94,7 @@ def forward_features(model: nn.Module, images: Tensor) -> Tensor: # [B, N + g, D
     out = walk(model, images, full=True)
     return model.head.pack(model.backbone, out.tokens, out.read)
 
+# %% ../nbs/11_interface.ipynb #7987cf46
 def forward_head(
     model: nn.Module,
     x: Tensor, # [B, N + g, D] of `forward_features`
@@ -112,6 +115,7 @@ class Intermediates(Watcher):
     def passed(self, block: int, stage: Any, plan: Any, before: TokenSequence, after: TokenSequence) -> None:
         if block in self.blocks: self.seen[block] = after.x[:, :after.prefix + after.patches]
 
+# %% ../nbs/11_interface.ipynb #3f7ef53d
 def check_intermediates(model: nn.Module, blocks: list[int]) -> None:
     "Raise `NotImplementedError` for a block at or after the first reduction."
     first = min((stage.stage.block for stage in model.stages if stage.reduces), default=model.depth)
@@ -190,6 +194,7 @@ def check_pool(model: nn.Module, pool: str) -> None:
         raise ValueError("global_pool='map' needs layers that this model was not made with: "
                          "create it with global_pool='map'")
 
+# %% ../nbs/11_interface.ipynb #7b53fe52
 def _reset_timms(model: nn.Module, num_classes: int, pool: dict[str, str]) -> dict[str, Any]: # options of timm
     "Renew timm's own classifier; norms stay where they are, and the spec must say so."
     backbone = model.backbone
@@ -197,6 +202,7 @@ def _reset_timms(model: nn.Module, num_classes: int, pool: dict[str, str]) -> di
     if not pool: return {}
     return {name: value for name, value in backbone._model_args.items() if name in ("fc_norm", "use_fc_norm")}
 
+# %% ../nbs/11_interface.ipynb #43a910d0
 def _reset_ours(model: nn.Module, num_classes: int, pool: str | None) -> None:
     "Renew the classifier of a head of ours, and what the head reads."
     like = next(model.head.parameters(), model.backbone.patch_embed.proj.weight)
@@ -232,6 +238,7 @@ def refuse_reset(*args: Any, **kwargs: Any) -> None:
     raise ValueError("the classifier belongs to the model around this backbone: "
                      "call model.reset_classifier(num_classes)")
 
+# %% ../nbs/11_interface.ipynb #30567c83
 def check_attribute(name: str, value: Any) -> None:
     "Raise `TypeError` for a head that is none."
     if name == "head" and isinstance(value, nn.Module) and not callable(getattr(value, "classify", None)):
@@ -283,6 +290,7 @@ def group_matcher(
         return within(group) if isinstance(group, str) else [(within(pattern), order) for pattern, order in group]
     return {name: moved(group) for name, group in model.backbone.group_matcher(coarse=coarse).items()}
 
+# %% ../nbs/11_interface.ipynb #b4a8a9ae
 def no_weight_decay(model: nn.Module) -> set[str]:
     """Names of parameters that weight decay must leave alone.
     They are timm's own, and the cache's registers with their positions."""
@@ -298,6 +306,7 @@ def is_timms(state: Mapping[str, Tensor]) -> bool:
     "Whether names are those of a plain timm ViT."
     return "patch_embed.proj.weight" in state and not any(name.startswith("backbone.") for name in state)
 
+# %% ../nbs/11_interface.ipynb #638c892e
 def from_timms_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]: # our names
     "The weights of a plain timm ViT, and our own for what it does not have; told in a warning."
     gone = [name for name in state if not model.head.of_backbone and name.startswith(REPLACED)]

@@ -100,6 +100,7 @@ def check_head_options(spec: Spec) -> None:
         raise ValueError(f"global_pool={pool!r} is not possible with head={spec.head!r}: "
                          "use global_pool='token' or 'avg', or head='linear'")
 
+# %% ../nbs/12_model.ipynb #a94450fe
 def create_head(
     backbone: nn.Module, # timm model
     spec: Spec,
@@ -186,6 +187,7 @@ def create_model(
     "A token-reduced timm ViT. Raises `ValueError` or `TypeError` with one sentence for anything that cannot be built."
     return TokenReducedViT(Spec(backbone, num_classes, **split_options(options)))
 
+# %% ../nbs/12_model.ipynb #4186e9c9
 def backbone_of(spec: Spec) -> nn.Module:
     "The timm model that a spec names."
     size = {} if spec.image_size is None else {"img_size": spec.image_size}

@@ -107,7 +107,7 @@ def spec_of(
     return Spec(**default | ours, timm_kwargs=table.get("backbone_kwargs") or {})
 
 # %% ../nbs/09_spec.ipynb #5be0aa02
-SOURCES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+SOURCES = ("checkpoint_path", "cache_dir") # arguments of timm that say where weights lie
 
 def without_weights(spec: Spec) -> Spec:
     "The same model, with weights from nowhere."

@@ -34,6 +34,7 @@ SLOW = {
     "test_notebooks.py::test_library?*_model]": 0,
     "test_notebooks.py::test_library?*_properties]": 0,
     "test_notebooks.py::test_library?index]": 0,
+    "test_preparation.py::test_all_say_the_same*": 0,
     "test_sweep.py::test_failures_are_retried_and_reported": 0,
     "test_sweep.py::test_killed_and_started_again": 0,
     "test_training.py::test_killed_in_mid_epoch": 0,

@@ -26,6 +26,7 @@ from torch import nn
 from .runs import collect_runs, keep_history, load_runs, plain_value, read_metrics
 from ..model import create_model
 from ..spec import CACHE_ONLY, OPTIONS, Spec, options_of, spec_of, variant_options
+from ..tools.preparation import Preparation, changeable_values, choose_preparation
 from ..training.data import load_data
 from ..training.paths import root
 from ..training.recipe import Recipe
@@ -127,8 +128,8 @@ def check_runs(
     _check_known(runs, defaults, notebook)
     whole = [defaults | run for run in runs]
     for recipe in _different(whole, _RECIPE_OPTIONS): Recipe(**recipe)
-    for model in _different(whole, _MODEL_OPTIONS):
-        if "backbone" in model: unweighted(model)
+    for model in _different(whole, (*_MODEL_OPTIONS, "preparation")):
+        if "backbone" in model: choose_preparation(unweighted(model), model.get("preparation", {}))
     for data in _different(whole, _DATA_OPTIONS): load_data(**{"dataset": "typefaces"} | data)
 
 # %% ../../nbs/lab/04_plans.ipynb #5b2fff1c
@@ -163,6 +164,7 @@ PRESETS = dict(
     paper=dict(
         dataset="folder", data_root=[f"data/downloads/{name}" for name in _LEAVES],
         backbone=_VITS, backbone_kwargs={}, pretrained=True,
+        preparation=changeable_values(Preparation(448)), # the authors', whatever the weights were trained with
         image_size=448, batch_size=32, epochs=50, warmup_epochs=2, clip_grad=0., lr=1e-4,
         reducer=["evit"], variant=["base", "cla", "clca"], keep=[.1, .25, .5, .7, 1.], seed=[1, 10, 100]))
 

@@ -30,6 +30,7 @@ from ..reducers import REDUCERS, names
 from ..registry import known, lending
 from ..scores import SCORES
 from ..spec import SOURCES
+from .preparation import Preparation, preparation_of, recorded_preparation, set_preparation
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #d916c5c9
 _CLA = {"0": "norm", "1": "mix", "2": "mixed_norm", "4": "classifier"}
@@ -225,6 +226,7 @@ def load_checkpoint(
     build = published_model(file["config"], file["model"])
     try: model = create_model(**build, reference=True)
     except (TypeError, RuntimeError) as e: raise ValueError(f"the model of {path} cannot be built: {e}") from e
+    set_preparation(model, Preparation(preparation_of(model).image_size))
     return load_reference_state(model, file["model"]).eval()
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #93abb707
@@ -239,7 +241,14 @@ def _load_run(folder: Path, classes: Mapping[str, type]) -> nn.Module:
     except (RuntimeError, SafetensorError, pickle.UnpicklingError) as e:
         raise ValueError(f"{weights} does not hold the weights of the model in config.json: "
                          f"{' '.join(str(e).split())[:200]}") from e
+    _restore_preparation(model, folder / "config.json")
     return model.eval()
+
+def _restore_preparation(model: nn.Module, config: Path) -> None:
+    "Let the model say how the images of its run were prepared."
+    record, size = json.loads(config.read_text()), preparation_of(model).image_size
+    try: set_preparation(model, recorded_preparation(record, size))
+    except ValueError as e: raise ValueError(f"{config} does not say how images are prepared: {e}") from e
 
 def _build_run(config: Path, classes: Mapping[str, type]) -> nn.Module:
     "The model that a run folder names, without importing anything for it."
@@ -265,6 +274,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors": return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
+# %% ../../nbs/tools/03_checkpoints.ipynb #63a25b2a
 def _options_in(config: dict[str, Any]) -> dict[str, Any]: # of `create_model`, with weights from nowhere
     "What a model was made with, as our runs, timm or Hugging Face's mixin write it."
     if config.get("architecture") == ARCHITECTURE:

@@ -31,6 +31,7 @@ def on_grid(
     grid = model.patch_embed.dynamic_feat_size(tuple(images.shape[2:]))
     return spread(tokens, shares.to(tokens.dtype)).transpose(1, 2).unflatten(2, grid)
 
+# %% ../../nbs/tools/02_restore.ipynb #5571586a
 def restore(
     model: nn.Module, # from `create_model`, perhaps wrapped
     images: Tensor, # [B, 3, H, W]

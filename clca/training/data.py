@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
+from ..tools.preparation import Preparation
 from .images import Images, hold, inspect_files
 from .paths import locate
 from .typefaces import SPLITS, typefaces
@@ -318,6 +319,14 @@ def content_hash(table: pd.DataFrame) -> str: # 16 hex digits
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 # %% ../../nbs/training/03_data.ipynb #c8d930ce
+def _at_size(preparation: Preparation | None, image_size: int | tuple[int, int]) -> Preparation:
+    "The preparation that is given, or the default; ValueError if it is for another size."
+    default = Preparation(image_size)
+    if preparation is None: return default
+    if preparation.image_size == default.image_size: return preparation
+    raise ValueError(f"image_size is {image_size} and that of the preparation {preparation.image_size}: "
+                     "make them agree")
+
 def _image_sets(table: pd.DataFrame, classes: list[str], augment: bool, options: dict) -> dict[str, Images]:
     "The images of each split."
     numbers = {name: i for i, name in enumerate(classes)}
@@ -331,21 +340,21 @@ def load_data(
     dataset: str, # "typefaces", "folder" or "csv"
     data_root: str = "", # the folder, or the CSV
     *,
-    image_size: int = 64, # side of the images that the model sees
+    image_size: int | tuple[int, int] = 64, # of the images that the model sees: a side, or height and width
     images_per_class: int = 150, # of the typefaces' training set
     seed: int = 0, # of the augmentation
     data_seed: int = 0, # of the typefaces' words, and of splits that have to be made
     augment: bool = True, # random crop and (but for words) flip in training
-    mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225), # of each channel
+    preparation: Preparation | None = None, # of the images, at this size; None: the default
     skip_bad: bool = False, # go on without files that cannot be read
 ) -> Data:
     "The sets of images for a run. Raises ValueError with one sentence for whatever is wrong with the data."
-    sizes, seeds = dict(image_size=image_size, images_per_class=images_per_class), dict(seed=seed, data_seed=data_seed)
-    _check_request(dataset, sizes, seeds)
-    table, place = _read(dataset, data_root, image_size, images_per_class, data_seed)
+    sizes = dict(image_size=np.min(image_size), images_per_class=images_per_class)
+    _check_request(dataset, sizes, dict(seed=seed, data_seed=data_seed))
+    preparation = _at_size(preparation, image_size)
+    table, place = _read(dataset, data_root, max(preparation.image_size), images_per_class, data_seed)
     table, skipped = _checked(table, str(place), data_seed, skip_bad)
     classes, words = sorted_classes(table.label), dataset == "typefaces"
-    options = dict(size=image_size, mean=mean, std=std, flip=not words, seed=seed)
-    sets = _image_sets(table, classes, augment, options)
+    sets = _image_sets(table, classes, augment, dict(preparation=preparation, flip=not words, seed=seed))
     hold(sets.values())
     return Data(dataset if words else place.name, **sets, classes=classes, hash=content_hash(table), skipped=skipped)

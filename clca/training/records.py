@@ -20,6 +20,7 @@ from torch import nn
 from .. import __version__
 from ..model import TokenReducedViT
 from ..spec import Spec, options_of, without_weights
+from ..tools.preparation import Preparation, changeable_values
 from .paths import root
 
 # %% ../../nbs/training/06_records.ipynb #88d27c36
@@ -54,7 +55,8 @@ class AtomicIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 # %% ../../nbs/training/06_records.ipynb #d7b535ef
-_FREE = {"out", "workers", "data_root"}
+_FREE = {"out", "workers", "data_root", "preparation"} # what is asked for; what was done is `preparation_used`
+_ADDED = {"preparation_used": changeable_values(Preparation(1))} # what every run did before there was a record of it
 
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."
@@ -62,7 +64,7 @@ def _as_json(values: dict) -> dict:
 
 def _filled(record: dict) -> dict:
     "A record with the defaults of the options that it does not name."
-    return _as_json({f.name: f.default for f in fields(Spec) if f.default is not MISSING}) | record
+    return _as_json({f.name: f.default for f in fields(Spec) if f.default is not MISSING} | _ADDED) | record
 
 # %% ../../nbs/training/06_records.ipynb #6bd74040
 def check_folder(
@@ -73,7 +75,7 @@ def check_folder(
     "Raise `ValueError` if the folder belongs to a run with other parameters. Nothing is written."
     if not (note := out/"parameters.json").exists(): return
     old, new = json.loads(note.read_text()), _as_json(parameters)
-    names = old.keys() & new.keys() if some else old.keys() | new.keys()
+    names = (old.keys() | _ADDED) & new.keys() if some else old.keys() | new.keys()
     was = _filled(old)
     for name in sorted(names - _FREE):
         if was.get(name) != new.get(name):
@@ -135,6 +137,7 @@ def folder_name(
 ) -> str:
     "The same name for the same parameters, another for others."
     known = {k: v for k, v in parameters.items() if k == "data_root" or k not in _FREE}
+    known = {k: v for k, v in known.items() if (k, v) not in _ADDED.items()}
     told = [str(known[k]) for k in ("dataset", "reducer") if k in known]
     told += [f"{k}{known[k]}" for k in ("keep", "seed") if k in known]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
