@@ -25,17 +25,10 @@ the same ViT with EViT at keep rate 0.25 and timm's own head, and of that with c
 runs the rows of the packages that the environment has; `make interop` installs the others, at these versions, runs all
 rows and writes this page.
 
-timm's own train script drives a reduced model after `import clca`, with any of its options, as
-`--model token_reduced_vit --model-kwargs backbone=vit_base_patch16_224 keep=0.25`. A name of one's own, under which
-`--pretrained` means the weights of the backbone, takes three lines:
+How timm's train script and other loops drive a reduced model is told in
+[Other people's loops](nbs/15_other_loops.ipynb).
 
-```python
-@timm.models.register_model
-def reduced_vit(pretrained=False, num_classes=1000, **kwargs):
-    return clca.create_model("vit_base_patch16_224", num_classes, keep=.25, pretrained=pretrained, **kwargs)
-```
-
-Five things are so by nature:
+Some things are so by nature:
 
 - Integrated gradients do not add up to the difference of the logits: where one token is kept instead of another the
   logits jump, and no path integral of gradients sees a jump. Occlusion and the gradients themselves are not concerned.
@@ -44,6 +37,11 @@ Five things are so by nature:
 - An adapter's folder (peft) does not keep the statistics of that BatchNorm: name the head, `modules_to_save=["head"]`.
 - Processes that share a batch have statistics of their own, as with any BatchNorm, so their gradients are compared to
   those of one process with the statistics held.
+- Under a policy of mixed precision `fully_shard` hands that BatchNorm parameters of 16 bits and statistics of 32, which
+  torch refuses for any BatchNorm: shard the head with a policy of its own,
+  `MixedPrecisionPolicy(param_dtype=torch.float32)`.
+- torch.fx puts placeholders in the place of sizes, and how many tokens to keep cannot be counted from these. Hooks, and
+  `torch.export`, reach every layer.
 - torchinfo counts a linear layer once, whatever the number of its tokens, and so does not see what a reduction saves:
   `clca.macs` does, and fvcore.
 """

@@ -123,12 +123,14 @@ def test_trainer(make, tmp_path):
     torch.testing.assert_close(logits(again.model.model, noise()), logits(whole.model.model, noise()))
     assert whole.predict(whole.eval_dataset).predictions.shape == (8, CLASSES)
 
-@client("transformers: Trainer, gradient checkpointing", "transformers", "accelerate")
+@client("transformers: Trainer and TimmWrapper", "transformers", "accelerate")
 def test_trainer_checkpointing(make, tmp_path):
-    "With accumulation of gradients and bfloat16."
-    run = trainer(WithLoss(make()), tmp_path, max_steps=1, gradient_accumulation_steps=2, bf16=True)
-    run.train()
-    assert logits(run.model.model, noise()).isfinite().all()
+    "Trains a registered name with gradient checkpointing, accumulation and bfloat16."
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture=make.timm_name, num_labels=CLASSES))
+    before = weight(model.timm_model)
+    trainer(model, tmp_path, max_steps=1, gradient_checkpointing=True, gradient_accumulation_steps=2, bf16=True).train()
+    assert backbone(model.timm_model).grad_checkpointing and not torch.equal(weight(model.timm_model), before)
 
 @client("transformers: TimmWrapper", "transformers")
 def test_timm_wrapper(make, tmp_path):

@@ -16,6 +16,10 @@ import clca
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+NO_GETTER = "timm.create_model('token_reduced_vit') looks for the blocks beside the backbone, not in it"
+PLACEHOLDERS = "tokens cannot be counted on torch.fx's placeholders"
+STATISTICS = "timm.create_model('token_reduced_vit') forgets mean and standard deviation of the backbone"
+
 # torch --------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,23 @@ def test_ddp(make, two_processes):
 def test_fsdp(make, two_processes):
     "`fully_shard` of each block and of the model: the gradients of one process."
     same_gradients(make, two_processes[column(make), "sharded"])
+
+@client("torch: FSDP2 in bfloat16", "torch")
+def test_fsdp_bfloat16(make, tmp_path):
+    "`MixedPrecisionPolicy` for the model, and one of 32 bits for a head that has a BatchNorm."
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model, half = make().train(), dict(mesh=init_device_mesh("cpu", (1,)))
+        half["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for block in backbone(model).blocks: fully_shard(block, **half)
+        if make is MODELS["full"]: fully_shard(model.head, **half | dict(mp_policy=MixedPrecisionPolicy(torch.float32)))
+        fully_shard(model, **half)
+        cross_entropy(model(noise(4)).float(), labels(4)).backward()
+        assert all(p.grad.full_tensor().isfinite().all() for p in model.parameters())
+    finally: dist.destroy_process_group()
 
 def column(make): return next(name for name, m in MODELS.items() if m is make)
 
@@ -160,7 +181,13 @@ def test_jit(make, tmp_path):
     x = noise(3, seed=5)
     torch.testing.assert_close(logits(traced, x), logits(model, x), rtol=1e-4, atol=1e-5)
 
-STATISTICS = "timm.create_model('token_reduced_vit') forgets mean and standard deviation of the backbone"
+@client("torch: fx", "torch", linear=PLACEHOLDERS, full=PLACEHOLDERS)
+def test_fx(make):
+    "A graph of layers, by timm's `create_feature_extractor`."
+    from timm.models._features_fx import create_feature_extractor
+    model = make().eval()
+    name = next(n for n, m in model.named_modules() if m is backbone(model).blocks[0].mlp)
+    assert create_feature_extractor(model, {name: "found"})(noise())["found"].shape == (2, 65, DIM)
 
 # timm ---------------------------------------------------------------------------------------------------------------
 
@@ -257,6 +284,13 @@ def test_data_config(make):
         found = timm.data.resolve_model_data_config(model)
         for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation"): assert found[name] == plain[name], name
         assert make is MODELS["plain"] or found["input_size"] == (3, IMAGE, IMAGE)
+
+@client("timm: features_only", "timm", linear=NO_GETTER, full=NO_GETTER)
+def test_features_only(make):
+    "A pyramid of the blocks before the first reduction."
+    features = by_name(make, features_only=True, out_indices=[0])
+    found, = features(noise())
+    assert found.shape == (2, DIM, *GRID) and features.feature_info.channels() == [DIM]
 
 @client("timm: load_checkpoint", "timm")
 def test_load_checkpoint(make, tmp_path):
