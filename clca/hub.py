@@ -11,7 +11,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, register_model
 
 from .head import HEADS
-from .interface import ARCHITECTURE
+from .interface import ARCHITECTURE, identify
 from .model import TokenReducedViT, create_model
 from .reducers import REDUCERS
 from .registry import known
@@ -31,11 +31,15 @@ def _built(
 
 @register_model
 def token_reduced_vit(
-    pretrained: bool = False, # weights of a folder that timm's or the hub's loader has found
+    pretrained: bool = False, # weights of the folder, or without one of the backbone
+    pretrained_cfg: Any = None, # what timm has read in a folder
     **kwargs: Any, # of timm's loader, and options of `create_model` with `backbone`
 ) -> TokenReducedViT:
     "timm's way to our models: timm.create_model('token_reduced_vit', backbone='deit_small_patch16_224', keep=0.25)."
-    return build_model_with_cfg(_built, ARCHITECTURE, pretrained, **kwargs)
+    if pretrained_cfg is None: return _built(pretrained=pretrained, **kwargs)
+    model = build_model_with_cfg(_built, ARCHITECTURE, pretrained, pretrained_cfg, **kwargs)
+    identify(model, model.spec) # the folder tells of another size, if one was asked for
+    return model
 
 # %% ../nbs/13_hub.ipynb #4b36fe31
 def check_named_parts(spec: Spec) -> None:
