@@ -18,7 +18,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NO_GETTER = "timm.create_model('token_reduced_vit') looks for the blocks beside the backbone, not in it"
 PLACEHOLDERS = "tokens cannot be counted on torch.fx's placeholders"
-STATISTICS = "timm.create_model('token_reduced_vit') forgets mean and standard deviation of the backbone"
 
 # torch --------------------------------------------------------------------------------------------------------------
 
@@ -275,7 +274,7 @@ def test_layer_decay(make):
     assert len({found[f"blocks.{i}.attn.qkv.weight"] for i in range(DEPTH)}) == DEPTH
     assert {r for n, r in found.items() if n.startswith(("head.", "cache."))} == {max(found.values())}
 
-@client("timm: data config", "timm", linear=STATISTICS, full=STATISTICS)
+@client("timm: data config", "timm")
 def test_data_config(make):
     "`resolve_model_data_config` says what the weights want: mean, standard deviation, crop and interpolation."
     plain = timm.data.resolve_model_data_config(MODELS["plain"]())
