@@ -49,6 +49,10 @@ SLOW = {
     "test_properties.py::*": 8,
     "test_open.py::test_papermill*": 0,
     "test_outsiders.py::*": 8,
+    "interop/test_clients.py::*": 0,
+    "interop/test_light.py::test_[df]*dp*": 0,
+    "interop/test_light.py::test_onnxruntime*": 0,
+    "interop/test_light.py::*": 6,
     "test_published_order.py::*": 8,
 }
 
