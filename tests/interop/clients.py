@@ -41,10 +41,6 @@ def _maker(name: str, **options) -> Callable[..., nn.Module]:
 MODELS = dict(
     plain=_maker("interop_plain"), linear=_maker("interop_linear", **LINEAR), full=_maker("interop_full", **FULL))
 
-# Reasons that more than one row has
-TRACED = "torch.jit cannot run the program of a model with a cache"
-WIDER = "num_features is taken for the width of the embedding, which is head_hidden_size"
-
 def client(
     name: str, # the first cell of the row
     *packages: str, # distributions that it takes

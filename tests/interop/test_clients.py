@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, TRACED, WIDER, backbone, client, labels, logits, near
+from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, backbone, client, labels, logits, near
 from models import noise
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -210,7 +210,7 @@ def test_fastai(make, tmp_path):
     learner.load("model")
     assert torch.equal(logits(learner.model, noise()), expected)
 
-@client("fastai: vision_learner", "fastai", full=WIDER)
+@client("fastai: vision_learner", "fastai")
 def test_vision_learner(make, tmp_path):
     "A registered name as the body of a learner with fastai's own head; frozen and thawed."
     from fastai.vision.learner import vision_learner
@@ -308,7 +308,7 @@ def test_gradcam(make):
 
 # elsewhere -----------------------------------------------------------------------------------------------------------
 
-@client("OpenVINO", "openvino", full=TRACED)
+@client("OpenVINO", "openvino")
 def test_openvino(make):
     "Converted from torch: the same logits for any size of batch."
     import openvino

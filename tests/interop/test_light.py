@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, MODELS, TRACED, WIDER, backbone, client, labels, logits, near
+from clients import CLASSES, DEPTH, DIM, GRID, IMAGE, MODELS, backbone, client, labels, logits, near
 from models import noise
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
@@ -16,7 +16,6 @@ import clca
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NO_GETTER = "timm.create_model('token_reduced_vit') looks for the blocks beside the backbone, not in it"
 PLACEHOLDERS = "tokens cannot be counted on torch.fx's placeholders"
 
 # torch --------------------------------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ def test_export(make):
     program = torch.export.export(model, (noise(4),), dynamic_shapes=(batch,)).module()
     for n in (2, 5): torch.testing.assert_close(program(noise(n)), model(noise(n)), rtol=1e-4, atol=1e-5)
 
-@client("torch: jit.trace", "torch", full=TRACED)
+@client("torch: jit.trace", "torch")
 def test_jit(make, tmp_path):
     "A traced module from a file answers as the model does, to other images and another size of batch."
     model = make().eval()
@@ -284,7 +283,7 @@ def test_data_config(make):
         for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation"): assert found[name] == plain[name], name
         assert make is MODELS["plain"] or found["input_size"] == (3, IMAGE, IMAGE)
 
-@client("timm: features_only", "timm", linear=NO_GETTER, full=NO_GETTER)
+@client("timm: features_only", "timm")
 def test_features_only(make):
     "A pyramid of the blocks before the first reduction."
     features = by_name(make, features_only=True, out_indices=[0])
@@ -417,7 +416,7 @@ def test_lightning(make, tmp_path):
     back = Classifier.load_from_checkpoint(tmp_path/"last.ckpt", model=make(), map_location="cpu")
     assert torch.equal(logits(back, noise()), logits(module, noise()))
 
-@client("torchmetrics: FID", "torchmetrics", full=WIDER)
+@client("torchmetrics: FID", "torchmetrics")
 def test_fid(make):
     "Fréchet distance of two sets of images by the embeddings of the model: none between equal sets."
     from torchmetrics.image.fid import FrechetInceptionDistance
