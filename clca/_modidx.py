@@ -347,6 +347,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'clca.lab.statistics.summary': ('lab/statistics.html#summary', 'clca/lab/statistics.py')},
             'clca.lab.sweep': { 'clca.lab.sweep._attempt': ('lab/sweep.html#_attempt', 'clca/lab/sweep.py'),
                                 'clca.lab.sweep._duration': ('lab/sweep.html#_duration', 'clca/lab/sweep.py'),
+                                'clca.lab.sweep._end_with_us': ('lab/sweep.html#_end_with_us', 'clca/lab/sweep.py'),
                                 'clca.lab.sweep._environment': ('lab/sweep.html#_environment', 'clca/lab/sweep.py'),
                                 'clca.lab.sweep._gmacs': ('lab/sweep.html#_gmacs', 'clca/lab/sweep.py'),
                                 'clca.lab.sweep._minutes_left': ('lab/sweep.html#_minutes_left', 'clca/lab/sweep.py'),
