@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from clca.training import typefaces as made_pictures
 from clca.training.data import load_data
 from clca.training.paths import data_dir, locate, root
+from clca.training.typefaces import typefaces
 
 @pytest.fixture
 def guest(tmp_path, monkeypatch):
@@ -63,3 +65,14 @@ def test_what_is_given_is_seen_from_the_working_directory_first(guest, monkeypat
     assert locate("photos") == guest/"photos" and locate(guest/"photos") == guest/"photos"
     (tmp_path/"home"/"mine").mkdir(parents=True)
     assert locate("~/mine") == tmp_path/"home"/"mine" and locate("gone") == tmp_path/"disk"/"gone"
+
+@pytest.mark.parametrize("trouble", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
+def test_pictures_that_cannot_be_written(guest, monkeypatch, tmp_path, trouble):
+    "Whether it is the folder or the disk: a sentence that names the remedy, and nothing is left."
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"disk"))
+    def refuse(*_, **__): raise trouble
+    where, what = (made_pictures.tempfile, "mkdtemp") if trouble.errno == 13 else (made_pictures, "_write")
+    monkeypatch.setattr(where, what, refuse)
+    with pytest.raises(type(trouble), match=rf"cannot be written to .*disk/data \({trouble.strerror}\).*CLCA_ROOT"):
+        typefaces(16, 1)
+    assert not list((tmp_path/"disk"/"data").iterdir())
