@@ -36,7 +36,8 @@ class Preparation:
                        std=_colours("std", self.std))
         _check_crop(self.crop_pct)
         _check_interpolation(self.interpolation)
-        for name, value in (checked | dict(crop_pct=float(self.crop_pct))).items(): object.__setattr__(self, name, value)
+        checked["crop_pct"] = float(self.crop_pct) # a number of NumPy's is none for JSON
+        for name, value in checked.items(): object.__setattr__(self, name, value)
 
     @property
     def resize(self) -> tuple[int, int]: # height and width
