@@ -110,7 +110,7 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="2 classes are given for 7 logits"):
         export(model, tmp_path / "m.onnx", classes=["a", "b"])
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install clca\[export\]"): export(model, tmp_path / "m.onnx")
+    with pytest.raises(ImportError, match=r"pip install 'clca\[export\]'"): export(model, tmp_path / "m.onnx")
 
 @contextmanager
 def a_used_notebook():

@@ -61,7 +61,7 @@ def program(
 # %% ../../nbs/tools/04_exporting.ipynb #bdf5e730
 def _need(*packages: str) -> None:
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
-    if missing: raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install clca[export]")
+    if missing: raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install 'clca[export]'")
 
 def _write_onnx(graph: torch.export.ExportedProgram, path: Path) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
