@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import nbformat
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .plans import finished, run_folder, unweighted
 from .rates import choose_lr, trials

@@ -96,6 +96,14 @@ def _move(part: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir(): raise
 
+def _make(folder: Path, side: int, n: int, seed: int) -> None:
+    "The whole folder, or nothing."
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+    try:
+        _write(part, side, n, seed)
+        _move(part, folder)
+    finally: shutil.rmtree(part, ignore_errors=True)
+
 # %% ../../nbs/training/01_typefaces.ipynb #c2b36f51
 def typefaces(
     image_size: int = 64, # side of the pictures that the model will see
@@ -106,9 +114,9 @@ def typefaces(
     Pictures are larger than `image_size` by 1/0.875, which is what the crop leaves of them."""
     folder = data_dir()/f"typefaces-v{GENERATOR}-{image_size}-{images_per_class}-{seed}"
     if folder.is_dir(): return folder
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-    try:
-        _write(part, int(image_size/.875), images_per_class, seed)
-        _move(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
+    try: _make(folder, int(image_size/.875), images_per_class, seed)
+    except OSError as e:
+        if e.errno is None: raise # not the disk: a typeface that matplotlib lacks
+        raise OSError(e.errno, f"the typefaces cannot be written to {folder.parent} ({e.strerror}): make it possible, "
+                      "or set the variable CLCA_ROOT to another folder, for data and runs") from None
     return folder
