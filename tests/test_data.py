@@ -429,10 +429,15 @@ def test_files_that_are_nearly_black_are_told(flat):
 
 @pytest.mark.parametrize("row, hint", [
     ("sub\\\\0.png", "write / instead of"), ("SUB/0.PNG", "the disk has 'sub/0.png'"), ("sub/cafe\u0301.png", r"the disk has 'sub/caf\\xe9.png'"),
-    ("~/0.png", "write the home folder out"), ("nothing.png", "nothing.png$")])
+    ("nothing.png", "nothing.png$")])
 def test_a_list_from_another_machine(listed, tmp_path, row, hint):
     picture(tmp_path/"csv/sub/0.png"); picture(tmp_path/"csv/sub/caf\u00e9.png")
     with pytest.raises(ValueError, match=hint): csv(listed(f"path,label\n{row.replace(chr(92)*2, chr(92))},a\n"))
+
+def test_a_root_from_another_machine(flat, monkeypatch):
+    monkeypatch.chdir(flat.parent)
+    for given, hint in ("FLAT", "the disk has 'flat'"), ("flat\\\\ant", "write / instead of"):
+        with pytest.raises(ValueError, match=f"does not exist: .*{hint}"): folder(given.replace("\\\\", "\\"))
 
 @pytest.mark.parametrize("number, want", [(2, 1.), (10, 1.)])
 def test_macro_f1_of_the_perfect(number, want):

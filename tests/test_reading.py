@@ -173,6 +173,20 @@ def test_a_preview_is_refused(tmp_path, how):
     assert "preview of 8 x 6 pixels" in inspect_file(str(tmp_path/"x.nef"))[1]
     with pytest.raises(ValueError, match="x.nef cannot be read: its first page is a preview"): read_image(tmp_path/"x.nef")
 
+@pytest.mark.parametrize("value", [b"x\0\0\0", b"\0\0\0\0"])
+def test_an_odd_kind_of_tag_is_no_preview(value):
+    "A text where the number should be that marks a reduced image."
+    data = bytearray(grey_tiff([1, 2], 16))
+    at = 10
+    assert struct.unpack_from("<H", data, at) == (254,)
+    data[at + 2:at + 12] = struct.pack("<HI", 2, 2) + value
+    assert decode(bytes(data).replace(struct.pack("<2H", 1, 2), struct.pack("<2H", 1, 9000)))[0].size == (2, 1)
+
+def test_a_book_of_pages_of_slightly_other_sizes_is_read():
+    pages = [Image.new("L", size, 5) for size in ((90, 90), (100, 99))]
+    pages[0].save(file := io.BytesIO(), "tiff", save_all=True, append_images=pages[1:])
+    assert decode(file.getvalue())[0].size == (90, 90)
+
 def test_a_stack_is_read_from_its_first_page():
     pages = [Image.new("L", (9, 9), k) for k in (5, 6, 7)]
     pages[0].save(file := io.BytesIO(), "tiff", save_all=True, append_images=pages[1:])

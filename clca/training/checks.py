@@ -33,7 +33,7 @@ def warn_left_out(
     reasons = [f"{len(names)} {why} ({_first(names)})" for why, names in told.groupby("why", sort=False).name]
     warnings.warn(f"{len(told)} of {number} files below data_root are left out: {'; '.join(reasons)}", stacklevel=2)
 
-# %% ../../nbs/training/02c_checks.ipynb #b8a4ec1d
+# %% ../../nbs/training/02c_checks.ipynb #9f745c6e
 def without_bad(
     table: pd.DataFrame,
     source: str, # names the data set in the memory of checks
@@ -48,7 +48,8 @@ def without_bad(
     shown = ", ".join(f"{name} ({why})" for name, why in bad.head(5).itertuples(index=False))
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     message = f"{len(bad)} of {len(table)} files cannot be read as images: {shown}{more}"
-    if not skip_bad: raise ValueError(f"{message}; repair or remove them, or pass skip_bad=True to go on without")
+    if not skip_bad:
+        raise ValueError(f"{message}; repair, convert or remove them, or pass skip_bad=True to go on without")
     lost = sorted_classes(set(table.label) - set(good.label))
     gone = f", and with them all files of the class(es) {_first(map(repr, lost))}" if lost else ""
     warnings.warn(f"{message}; they are left out{gone}", stacklevel=2)

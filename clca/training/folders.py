@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LITTER', 'HIDDEN', 'TABLE', 'Found', 'find_files', 'located', 'located_folder', 'read_folder']
 
-# %% ../../nbs/training/02a_folders.ipynb #da127eb3
+# %% ../../nbs/training/02a_folders.ipynb #dbec9615
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .paths import locate, printable
+from .paths import locate, printable, why_missing
 from .typefaces import SPLITS
 
 # %% ../../nbs/training/02a_folders.ipynb #74b9948e
@@ -65,7 +65,7 @@ def find_files(
     else: found.files.append(found.base)
     return found
 
-# %% ../../nbs/training/02a_folders.ipynb #d8eb14ce
+# %% ../../nbs/training/02a_folders.ipynb #138200b1
 TABLE = ["name", "path", "label", "split", "why"]
 
 def located(
@@ -76,7 +76,9 @@ def located(
     "`data_root` as a path; ValueError if it is empty, not there or of another kind."
     if not data_root: raise ValueError(f"data_root is empty: give the path of {kind}")
     path = locate(data_root)
-    if not path.exists(): raise ValueError(f"data_root {data_root!r} does not exist: give the path of {kind}")
+    if not path.exists():
+        hint = why_missing(data_root)
+        raise ValueError(f"data_root {data_root!r} does not exist: give the path of {kind}{hint}")
     if not is_kind(path): raise ValueError(f"data_root {data_root!r} is not {kind}")
     return path
 

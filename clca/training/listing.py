@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['located_csv', 'csv_rows', 'read_csv']
 
-# %% ../../nbs/training/02b_listing.ipynb #ffe31254
-import csv, os, unicodedata
+# %% ../../nbs/training/02b_listing.ipynb #bfcb883d
+import csv, os
 from pathlib import Path
 
 import pandas as pd
 
 from .folders import TABLE, located
+from .paths import why_missing
 from .typefaces import SPLITS
 
 # %% ../../nbs/training/02b_listing.ipynb #089a64a1
@@ -70,23 +71,7 @@ def _csv_columns(path: Path) -> pd.DataFrame:
     _check_filled(path, table)
     return table.reset_index(drop=True)
 
-# %% ../../nbs/training/02b_listing.ipynb #89c5c489
-def _alike(path: Path) -> Path | None:
-    "The path that exists and differs from this only in capitals and in the form of Unicode, or nothing."
-    def essence(name): return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-    if path.exists(): return path
-    parent = _alike(path.parent) if path.parent != path else None
-    if parent is None or not parent.is_dir(): return None
-    return next((p for p in parent.iterdir() if essence(p.name) == essence(path.name)), None)
-
-def _why_missing(base: Path, name: str) -> str:
-    "What is different on the disk, in words; nothing if nothing there is like it."
-    if "\\" in name and _alike(base/name.replace("\\", "/")): return ": write / instead of \\ in paths"
-    if name.startswith("~"): return ": write the home folder out, a list means the same for everybody"
-    there = _alike(base/name)
-    return f": the disk has {ascii(os.path.relpath(there, base))}, write it so" if there else ""
-
-# %% ../../nbs/training/02b_listing.ipynb #6879c3c4
+# %% ../../nbs/training/02b_listing.ipynb #bc47cb8d
 def _check_listed(base: Path, table: pd.DataFrame) -> None:
     "Raise ValueError for a split that is unknown or lacking, or a file that is not there."
     if odd := sorted(set(table.split) - {"", *SPLITS}):
@@ -96,7 +81,7 @@ def _check_listed(base: Path, table: pd.DataFrame) -> None:
     missing = [name for name, path in zip(table.name, table.path) if not os.path.isfile(path)]
     if missing:
         raise ValueError(f"{len(missing)} of {len(table)} files in {base} do not exist in {base.parent}, "
-                         f"the first is {missing[0]}{_why_missing(base.parent, missing[0])}")
+                         f"the first is {missing[0]}{why_missing(missing[0], base.parent)}")
 
 # %% ../../nbs/training/02b_listing.ipynb #76ab679e
 def read_csv(

@@ -58,7 +58,7 @@ def to_rgb(
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
-# %% ../../nbs/training/01a_reading.ipynb #f550300b
+# %% ../../nbs/training/01a_reading.ipynb #64b97dba
 class _Page(NamedTuple):
     "A page of a TIFF, as its tags describe it."
     at: int # bytes from the beginning
@@ -66,8 +66,13 @@ class _Page(NamedTuple):
     height: int
     reduced: bool # it says so itself
 
-def _offsets(value: int | tuple[int, ...] | None) -> list[int]:
-    return list(value) if isinstance(value, tuple) else [value or 0]
+def _numbers(tags: TiffImagePlugin.ImageFileDirectory_v2, tag: int) -> list[int]:
+    "The values of a tag that should be whole numbers; 0 where it is absent or something else."
+    value = tags.get(tag)
+    values = value if isinstance(value, tuple) and value else (value,)
+    return [v if isinstance(v, int) else 0 for v in values]
+
+_SIZE = (ExifTags.Base.NewSubfileType, ExifTags.Base.SubfileType, ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength)
 
 def _pages(data: bytes) -> list[_Page]:
     "All pages of a TIFF, those within pages included, the first one first."
@@ -79,15 +84,16 @@ def _pages(data: bytes) -> list[_Page]:
         file.seek(at)
         try: tags.load(file)
         except (OSError, SyntaxError, struct.error): continue # not a page
-        reduced = bool(tags.get(ExifTags.Base.NewSubfileType, 0) & 1) or tags.get(ExifTags.Base.SubfileType) == 2
-        pages[at] = _Page(at, tags.get(ExifTags.Base.ImageWidth, 0), tags.get(ExifTags.Base.ImageLength, 0), reduced)
-        todo += [tags.next, *_offsets(tags.get(ExifTags.Base.SubIFDs))]
+        new, old, width, height = (_numbers(tags, tag)[0] for tag in _SIZE)
+        pages[at] = _Page(at, width, height, reduced=bool(new & 1) or old == 2)
+        todo += [tags.next, *_numbers(tags, ExifTags.Base.SubIFDs)]
     return list(pages.values())
 
-# %% ../../nbs/training/01a_reading.ipynb #8e051466
+# %% ../../nbs/training/01a_reading.ipynb #0da7ec36
 def _check_whole(first: _Page, large: _Page) -> None:
-    "Raise ValueError if the first page of a TIFF is a preview."
-    if not first.reduced and large.width*large.height <= first.width*first.height: return
+    "Raise ValueError if the first page of a TIFF is a preview: it says so, or another one is four times as large."
+    much_larger = large != first and large.width*large.height >= 4*first.width*first.height
+    if not first.reduced and not much_larger: return
     behind = f" of one with {large.width} x {large.height}" if large != first else ""
     raise ValueError(f"its first page is a preview of {first.width} x {first.height} pixels{behind}, as in a camera "
                      "raw file: convert it to a PNG or TIFF of the full size")
