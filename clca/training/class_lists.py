@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Listed', 'read_anno', 'read_class_csv', 'list_kind', 'lists_of', 'Ends', 'whole_training', 'from_one', 'listed_table',
-           'rows_of']
+           'listed_rows']
 
 # %% ../../nbs/training/02e_class_lists.ipynb #b025cc53
 import re
@@ -72,7 +72,7 @@ def lists_of(
     paths = [p for p in found.files if p.suffix.lower() == suffix and folder in ("", p.parent.name)]
     return {p: list_kind(p) for p in paths if list_kind(p)}
 
-# %% ../../nbs/training/02e_class_lists.ipynb #82f46b6d
+# %% ../../nbs/training/02e_class_lists.ipynb #f0a28c03
 class Ends:
     "Files below a folder, found by the end of their path."
     def __init__(self, found: Found):
@@ -86,7 +86,8 @@ class Ends:
         if near: same = [p for p in same if p.is_relative_to(near)]
         if len(same) > 1:
             shown = ", ".join(printable(p.relative_to(self.base).as_posix()) for p in same[:2])
-            raise ValueError(f"{listed} stands for {len(same)} files below {printable(self.base)} ({shown}): remove one")
+            raise ValueError(f"{listed} stands for {len(same)} files below {printable(self.base)} ({shown}): "
+                             "remove one")
         return same[0] if same else (near or self.base).joinpath(*parts)
 
 # %% ../../nbs/training/02e_class_lists.ipynb #2381997a
@@ -107,7 +108,7 @@ def from_one(
     shift = 1 if 0 in set(numbers) else 0
     return [str(number + shift) for number in numbers]
 
-# %% ../../nbs/training/02e_class_lists.ipynb #d24d745a
+# %% ../../nbs/training/02e_class_lists.ipynb #5e3de90e
 def listed_table(
     found: Found, # all files below a folder
     rows: pd.DataFrame, # path, number (of its class), kind (of its list), name (for messages)
@@ -119,10 +120,11 @@ def listed_table(
     table = whole_training(rows.assign(path=rows.path.map(str), label=from_one(rows.number)), own_val)
     used = {*table.path, *map(str, lists)}
     others = [(found.name(p), other) for p in found.files if str(p) not in used]
-    left = pd.DataFrame([*others, *found.left_out.items()], columns=["name", "why"])
-    return pd.concat([marked_missing(table.assign(why="")), left]).fillna("")[TABLE].reset_index(drop=True)
+    left = [(name, "", "", "", why) for name, why in (*others, *found.left_out.items())]
+    table = marked_missing(table.assign(why=""))[TABLE]
+    return pd.concat([table, pd.DataFrame(left, columns=TABLE)], ignore_index=True) if left else table
 
-def rows_of(
+def listed_rows(
     found: Found, # all files below a folder
     rows: Iterable[tuple[Path, int, str]], # path, number of its class, kind of its list
 ) -> pd.DataFrame: # path, number, kind, name

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DAFRE', 'read_dafre']
 
-# %% ../../nbs/training/02i_dafre.ipynb #d1bcc90d
+# %% ../../nbs/training/02i_dafre.ipynb #4ce3d6ef
 from pathlib import Path
 
 import pandas as pd
 
-from .class_lists import Ends, listed_table, lists_of, read_class_csv, rows_of
+from .class_lists import Ends, listed_table, lists_of, read_class_csv, listed_rows
 from .folders import find_files
 from .paths import printable
 
@@ -23,7 +23,7 @@ def _class_names(path: Path | None) -> dict[int, str]:
     lines = [line.partition(",") for line in path.read_text(encoding="utf-8-sig").splitlines()]
     return {int(number): name.strip().strip('"') for number, _, name in lines if number.strip().isdecimal()}
 
-# %% ../../nbs/training/02i_dafre.ipynb #13124cbc
+# %% ../../nbs/training/02i_dafre.ipynb #60416245
 def read_dafre(
     place: Path, # holds faces/ and labels/
     name: str = "dafre",
@@ -37,7 +37,7 @@ def read_dafre(
     faces = next((p for p in found.folders if p.name == "faces"), None)
     rows = [(ends(line.file, faces), line.number, kind) for p, kind in lists.items() for line in read_class_csv(p)]
     names = next((p for p in found.files if p.name == "classid_classname.csv"), None)
-    table = listed_table(found, rows_of(found, rows), [*lists, *([names] if names else [])], own_val=True)
+    table = listed_table(found, listed_rows(found, rows), [*lists, *([names] if names else [])], own_val=True)
     shift = 1 if any(number == 0 for _, number, _ in rows) else 0 # classes are called by their numbers from 1
     called = {str(number + shift): name for number, name in _class_names(names).items()}
     return table.assign(label=table.label.map(lambda label: called.get(label, label)))

@@ -64,14 +64,14 @@ def check_counts(
     if not partial: raise ValueError(f"{difference}: complete it, or pass partial=True to go on with what is there")
     warnings.warn(f"{difference}: results are not those of the published set", stacklevel=2)
 
-# %% ../../nbs/training/02d_datasets.ipynb #f2d3096f
+# %% ../../nbs/training/02d_datasets.ipynb #e9ad66d6
 @dataclass(frozen=True)
 class Source:
     "A data set that has a name."
     of: Callable[[Path, str], pd.DataFrame] # (folder, name) → table of its files: name, path, label, split, why
     counts: Mapping[str, int] = field(default_factory=dict) # what is published, by names in `COUNTS`
     flip: bool = True # a mirrored image is still one of its class
-    downloads: bool = False # it fetches what is missing in its own folder by itself
+    downloads: bool = False # it fetches what its own folder lacks, or says itself what to put there
 
     def __call__(self, place: Path, name: str) -> pd.DataFrame: return self.of(place, name)
 
@@ -80,12 +80,12 @@ def _check_source(thing) -> None:
 
 DATASETS = Registry("dataset", _check_source)
 
-# %% ../../nbs/training/02d_datasets.ipynb #0b7ae606
+# %% ../../nbs/training/02d_datasets.ipynb #13a09a39
 def register_dataset(
     name: str, # by which load_data(dataset=…) takes it
     *, counts: Mapping[str, int] | None = None, # what is published, by names in `COUNTS`; None: nothing is checked
     flip: bool = True, # a mirrored image is still one of its class
-    downloads: bool = False, # it fetches what is missing in its own folder by itself
+    downloads: bool = False, # it fetches what its own folder lacks, or says itself what to put there
 ) -> Callable[[Callable], Callable]:
     """Decorator for a function of a folder and this name that returns the table of files: name, path, label, split
     and why; a function that reads several sets is decorated for each.

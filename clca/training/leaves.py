@@ -6,14 +6,14 @@
 __all__ = ['STAGES', 'LEAVES', 'FILE_NAME', 'LAYOUTS', 'stage_of', 'check_names', 'from_anno', 'from_csvs', 'from_parquet',
            'from_names', 'read_leaves']
 
-# %% ../../nbs/training/02g_leaves.ipynb #a8bfa487
+# %% ../../nbs/training/02g_leaves.ipynb #f436817d
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from .class_lists import Ends, listed_table, lists_of, read_anno, read_class_csv, rows_of
+from .class_lists import Ends, listed_table, lists_of, read_anno, read_class_csv, listed_rows
 from .folders import Found, find_files
 from .paths import printable
 from .unpacking import one_of_each, read_packed
@@ -65,7 +65,7 @@ def check_names(
     raise ValueError(f"{wrong.sum()} files of {name} are listed against their names, the first is {first['name']}, "
                      f"listed with class {first.label} for {first.split}: correct the lists, or fetch them again")
 
-# %% ../../nbs/training/02g_leaves.ipynb #12c08d5a
+# %% ../../nbs/training/02g_leaves.ipynb #d4755843
 def _image_folder(anno: Path) -> Path:
     "Where the images of a list in an anno folder lie."
     folders = (anno.parent/name for name in ("images", "images_pytorch"))
@@ -76,15 +76,15 @@ def from_anno(found: Found, name: str) -> pd.DataFrame | None:
     lists, ends = lists_of(found, ".txt", "anno"), Ends(found)
     rows = [(ends(line.file, _image_folder(path.parent)), line.number, kind)
             for path, kind in lists.items() for line in read_anno(path)]
-    return listed_table(found, rows_of(found, rows), lists) if lists else None
+    return listed_table(found, listed_rows(found, rows), lists) if lists else None
 
-# %% ../../nbs/training/02g_leaves.ipynb #bfbd74fd
+# %% ../../nbs/training/02g_leaves.ipynb #577987a9
 def from_csvs(found: Found, name: str) -> pd.DataFrame | None:
     "The set as `train_val.csv` and `test.csv` list it; None without such lists."
     lists, ends, stage = lists_of(found, ".csv"), Ends(found), _asked_stage(name)
     lines = [(line, kind) for path, kind in lists.items() for line in read_class_csv(path)]
     rows = [(ends(line.file), line.number, kind) for line, kind in lines if stage in ("", stage_of(line.file))]
-    return listed_table(found, rows_of(found, rows), lists) if lists else None
+    return listed_table(found, listed_rows(found, rows), lists) if lists else None
 
 def _asked_stage(name: str) -> str: # R1 to R6, or nothing
     return name.partition("_")[2].upper()
@@ -101,7 +101,7 @@ def from_parquet(found: Found, name: str) -> pd.DataFrame | None:
     parts = [one_of_each(t).assign(name=p.stem + "/" + t.file) for p in own for t in [read_packed(p)]]
     return listed_table(found, pd.concat(parts, ignore_index=True), own, "beside the parquet files that are read")
 
-# %% ../../nbs/training/02g_leaves.ipynb #024fabeb
+# %% ../../nbs/training/02g_leaves.ipynb #60469c65
 def from_names(found: Found, name: str) -> pd.DataFrame | None:
     "The set as the names of its files tell it; None if they tell nothing."
     said = [(p, m["prefix"], m["kind"]) for p in found.files if (m := FILE_NAME.fullmatch(p.name))]
@@ -110,7 +110,7 @@ def from_names(found: Found, name: str) -> pd.DataFrame | None:
         numbers = {prefix: i for i, prefix in enumerate(sorted({prefix for _, prefix, _ in said}), 1)}
         rows = [(p, numbers[prefix], kind) for p, prefix, kind in said]
     else: rows = []
-    return listed_table(found, rows_of(found, rows), other="not called like 1_5_train.png") if rows else None
+    return listed_table(found, listed_rows(found, rows), other="not called like 1_5_train.png") if rows else None
 
 # %% ../../nbs/training/02g_leaves.ipynb #97e40781
 LAYOUTS = {
