@@ -30,7 +30,7 @@ def _listed(path: Path, line: int, file: str, number: str) -> Listed:
     except ValueError:
         raise ValueError(f"{path}, line {line}: {number!r} is no number of a class") from None
 
-# %% ../../nbs/training/02e_class_lists.ipynb #3380884d
+# %% ../../nbs/training/02e_class_lists.ipynb #8743500a
 def read_anno(
     path: Path, # lines of `filename label`, the label after the last space
 ) -> list[Listed]:
@@ -42,6 +42,7 @@ def read_anno(
         if not file: raise ValueError(f"{path}, line {i}: a file name and a label are needed, with a space between")
     return [_listed(path, *row) for row in rows]
 
+# %% ../../nbs/training/02e_class_lists.ipynb #de1a3c10
 def read_class_csv(
     path: Path, # columns class_id,dir; the line with these names may be missing
 ) -> list[Listed]:
@@ -53,7 +54,7 @@ def read_class_csv(
         if len(row) < 2: raise ValueError(f"{path}, line {i}: a class number and a path are needed")
     return [_listed(path, i, row[1], row[0]) for i, row in rows.items()]
 
-# %% ../../nbs/training/02e_class_lists.ipynb #a22de37b
+# %% ../../nbs/training/02e_class_lists.ipynb #1bd9b158
 _KIND = re.compile(r"(?:^|[_-])(train_val|trainval|train|val|test)$")
 
 def list_kind(
@@ -63,6 +64,7 @@ def list_kind(
     found = _KIND.search(path.stem)
     return found[1].replace("trainval", "train_val") if found else ""
 
+# %% ../../nbs/training/02e_class_lists.ipynb #4aa6bebf
 def lists_of(
     found: Found, # all files below a folder
     suffix: str, # ".txt" or ".csv"
@@ -90,7 +92,7 @@ class Ends:
                              "remove one")
         return same[0] if same else (near or self.base).joinpath(*parts)
 
-# %% ../../nbs/training/02e_class_lists.ipynb #2381997a
+# %% ../../nbs/training/02e_class_lists.ipynb #821f9d7a
 def whole_training(
     rows: pd.DataFrame, # path, label, kind (of its list) and any others
     own_val: bool = False, # the published validation images stay what they are
@@ -101,6 +103,7 @@ def whole_training(
     rows = rows.assign(split=rows.kind.where(rows.kind.isin(kept), "train")).drop(columns="kind")
     return rows.drop_duplicates(["path", "label", "split"]).reset_index(drop=True)
 
+# %% ../../nbs/training/02e_class_lists.ipynb #8f6a7c87
 def from_one(
     numbers: Sequence[int], # of classes, in all lists of a set
 ) -> list[str]: # names of classes
@@ -108,7 +111,7 @@ def from_one(
     shift = 1 if 0 in set(numbers) else 0
     return [str(number + shift) for number in numbers]
 
-# %% ../../nbs/training/02e_class_lists.ipynb #5e3de90e
+# %% ../../nbs/training/02e_class_lists.ipynb #d0689444
 def listed_table(
     found: Found, # all files below a folder
     rows: pd.DataFrame, # path, number (of its class), kind (of its list), name (for messages)
@@ -124,6 +127,7 @@ def listed_table(
     table = marked_missing(table.assign(why=""))[TABLE]
     return pd.concat([table, pd.DataFrame(left, columns=TABLE)], ignore_index=True) if left else table
 
+# %% ../../nbs/training/02e_class_lists.ipynb #5bf36a24
 def listed_rows(
     found: Found, # all files below a folder
     rows: Iterable[tuple[Path, int, str]], # path, number of its class, kind of its list

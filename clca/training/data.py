@@ -91,8 +91,8 @@ def _summary(data: Data) -> pd.DataFrame:
 for _name, _counts in LEAVES.items(): register_dataset(_name, counts=_counts)(read_leaves)
 for _name, _held in HELD.items():
     register_dataset(_name, counts=_held.counts, flip=_held.flip, downloads=True)(read_held)
-register_dataset("cub", counts=CUB)(read_cub)
-register_dataset("dafre", counts=DAFRE)(read_dafre)
+for _name, _counts, _reader in ("cub", CUB, read_cub), ("dafre", DAFRE, read_dafre):
+    register_dataset(_name, counts=_counts)(_reader)
 
 # %% ../../nbs/training/03_data.ipynb #95db422b
 _KINDS = "typefaces", "folder", "csv"
@@ -104,6 +104,7 @@ def _check_dataset(dataset: str) -> None:
         near = difflib.get_close_matches(dataset, valid, 1, 0)[0]
         raise ValueError(f"unknown dataset {dataset!r}: did you mean {near!r}? (valid: {', '.join(valid)})")
 
+# %% ../../nbs/training/03_data.ipynb #bcc4d2b6
 def _check_request(
     dataset: str,
     sizes: dict[str, int], # at least 1
@@ -122,6 +123,7 @@ def _read_kind(dataset: str, data_root: str, size: int, n: int, data_seed: int) 
     place = typefaces(size, n, data_seed) if dataset == "typefaces" else located_folder(data_root)
     return read_folder(str(place)), place
 
+# %% ../../nbs/training/03_data.ipynb #fd99c549
 class _Read(NamedTuple):
     table: pd.DataFrame # name, path, label, split, why
     source: str # names the data in the memory of checks

@@ -42,16 +42,17 @@ def marked_missing(
     gone = [not why and not os.path.isfile(path) for path, why in zip(table.path, table.why)]
     return table.assign(why=table.why.mask(gone, NOT_THERE))
 
-# %% ../../nbs/training/02d_datasets.ipynb #6aee1216
+# %% ../../nbs/training/02d_datasets.ipynb #c3a7f7ba
 def _difference(name: str, table: pd.DataFrame, counts: Mapping[str, int]) -> str:
     "In which numbers a table differs from what was published, in words; nothing if it does not."
     found = counted(table[table.why == ""])
     wrong = [f"{found[key]} {COUNTS[key]} instead of {want}" for key, want in counts.items() if found[key] != want]
     if not wrong: return ""
     gone = table.name[table.why == NOT_THERE]
-    lost = f" ({len(gone)} are {NOT_THERE}, the first is {gone.iloc[0]})" if len(gone) else ""
+    lost = f" ({len(gone)} {NOT_THERE}, the first is {gone.iloc[0]})" if len(gone) else ""
     return f"{name} is published with other numbers, here are {', '.join(wrong)}{lost}"
 
+# %% ../../nbs/training/02d_datasets.ipynb #d0c41994
 def check_counts(
     name: str, # of the data set
     table: pd.DataFrame, # of all files: name, label, split, why
@@ -64,7 +65,7 @@ def check_counts(
     if not partial: raise ValueError(f"{difference}: complete it, or pass partial=True to go on with what is there")
     warnings.warn(f"{difference}: results are not those of the published set", stacklevel=2)
 
-# %% ../../nbs/training/02d_datasets.ipynb #e9ad66d6
+# %% ../../nbs/training/02d_datasets.ipynb #666529e5
 @dataclass(frozen=True)
 class Source:
     "A data set that has a name."
@@ -75,6 +76,7 @@ class Source:
 
     def __call__(self, place: Path, name: str) -> pd.DataFrame: return self.of(place, name)
 
+# %% ../../nbs/training/02d_datasets.ipynb #d0f49911
 def _check_source(thing) -> None:
     if not callable(thing): raise TypeError(f"{thing!r} is no function that reads a data set from a folder")
 
@@ -98,7 +100,7 @@ def register_dataset(
         return function
     return add
 
-# %% ../../nbs/training/02d_datasets.ipynb #32073351
+# %% ../../nbs/training/02d_datasets.ipynb #2b67ebaa
 def source_place(
     name: str, # of a registered data set
     data_root: str = "", # as it was given; empty: a folder of this name in downloads/ of the data folder
@@ -110,6 +112,7 @@ def source_place(
     raise ValueError(f"{name} is not in {printable(place)}: put it there, or give its folder as data_root "
                      "(data/README.md says where it is obtained and how it must lie)")
 
+# %% ../../nbs/training/02d_datasets.ipynb #9059ff45
 def read_dataset(
     name: str, # a registered data set, or the address of a function of a folder
     place: Path, # its folder

@@ -95,7 +95,7 @@ ARRAYS = dict(
                  url="https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass", flip=False))
 HELD = FINE_GRAINED | OBJECTS | ARRAYS
 
-# %% ../../nbs/training/02j_held.ipynb #bfca64ae
+# %% ../../nbs/training/02j_held.ipynb #2924aaa8
 def _samples(held_set: VisionDataset) -> list[tuple[str, int]] | None:
     "Path and class number of each image, where the set is made of files."
     for name in ("samples", "_samples", "imgs"):
@@ -103,12 +103,13 @@ def _samples(held_set: VisionDataset) -> list[tuple[str, int]] | None:
     for name in ("_image_files", "_images"):
         if hasattr(held_set, name): return list(zip(map(str, getattr(held_set, name)), held_set._labels))
 
+# %% ../../nbs/training/02j_held.ipynb #c4349231
 def _names(held_set: VisionDataset, count: int) -> list[str]:
     "What the classes are called: by the set, else by their numbers from 1."
     names = getattr(held_set, "wnids", None) or getattr(held_set, "classes", None) or range(1, count + 1)
     return [str(name) for name in names]
 
-# %% ../../nbs/training/02j_held.ipynb #ebce2c3e
+# %% ../../nbs/training/02j_held.ipynb #167b638d
 def _packed(held_set: VisionDataset, kind: str) -> Iterator[Packed]:
     "The images of a set that torchvision keeps as arrays, as PNG."
     for image, number in (held_set[i] for i in range(len(held_set))):
@@ -116,6 +117,7 @@ def _packed(held_set: VisionDataset, kind: str) -> Iterator[Packed]:
         image.save(file, "png", compress_level=1)
         yield Packed(file.getvalue(), int(number), kind, "")
 
+# %% ../../nbs/training/02j_held.ipynb #c197483c
 def _rows(held_set: VisionDataset, name: str, split: str) -> list[tuple[str, int]]:
     "Path and class number of each image, unpacked if need be."
     if (samples := _samples(held_set)) is not None: return samples
@@ -134,7 +136,7 @@ def _table(name: str, root: Path, sets: Mapping[str, list[VisionDataset]]) -> pd
     lines = [(seen(path), path, called[id(one)][number], split, "") for path, number, split, one in rows]
     return marked_missing(pd.DataFrame(lines, columns=TABLE).sort_values("name", ignore_index=True))
 
-# %% ../../nbs/training/02j_held.ipynb #e34844ce
+# %% ../../nbs/training/02j_held.ipynb #57b786d3
 # what torchvision raises for files that are missing or damaged
 _WRONG = OSError, RuntimeError, ValueError, KeyError, EOFError
 
@@ -144,8 +146,9 @@ def _opened(held: HeldSet, root: Path, **more) -> dict[str, list[VisionDataset]]
     def one(value): return kind(str(root), **{} if value is None else {held.key: value}, **held.options, **more)
     return {split: [one(value) for value in values] for split, values in held.splits.items()}
 
-def _in_one_line(error: Exception) -> str: return " ".join(str(error).split())
+def _in_one_line(error: Exception) -> str: return " ".join(str(error).split()).rstrip(".")
 
+# %% ../../nbs/training/02j_held.ipynb #51d1fd0c
 @contextmanager
 def _patience(seconds: float) -> Iterator[None]:
     "Connections that do not answer for so long are given up."

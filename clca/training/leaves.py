@@ -18,7 +18,7 @@ from .folders import Found, find_files
 from .paths import printable
 from .unpacking import one_of_each, read_packed
 
-# %% ../../nbs/training/02g_leaves.ipynb #360aaa73
+# %% ../../nbs/training/02g_leaves.ipynb #6e56c445
 STAGES = "R1", "R3", "R4", "R5", "R6"
 _NUMBERS = dict(
     #        classes train   test   fewest and most training images of a class
@@ -28,7 +28,8 @@ _NUMBERS = dict(
     soyglobal=(1938,  5814,  5814,  3,  3),
     soyageing=( 198,  4950,  4950, 25, 25)) | {
     f"soyageing_{stage.lower()}": (198, 990, 990, 5, 5) for stage in STAGES}
-LEAVES = {name: dict(zip(("classes", "train", "test", "fewest", "most"), numbers)) for name, numbers in _NUMBERS.items()}
+_COLUMNS = "classes", "train", "test", "fewest", "most"
+LEAVES = {name: dict(zip(_COLUMNS, numbers)) for name, numbers in _NUMBERS.items()}
 
 # %% ../../nbs/training/02g_leaves.ipynb #e45966dd
 FILE_NAME = re.compile(r"(?P<prefix>.+?)(?:_(?P<stage>R\d))?_(?P<number>\d+)_(?P<kind>train|test)\.\w+")
@@ -40,7 +41,7 @@ def stage_of(
     "The stage of growth that the last part of a path tells."
     return (_STAGE.findall(name) or [""])[-1]
 
-# %% ../../nbs/training/02g_leaves.ipynb #fcafbea9
+# %% ../../nbs/training/02g_leaves.ipynb #0ddd393e
 _BY_PREFIX = "cotton", "soylocal", "soyglobal"
 
 def _against_name(name: str, table: pd.DataFrame) -> pd.Series: # of booleans, on rows that have a name to be read
@@ -54,6 +55,7 @@ def _against_name(name: str, table: pd.DataFrame) -> pd.Series: # of booleans, o
         wrong |= said.prefix.groupby(rows.label).transform("nunique") > 1
     return wrong
 
+# %% ../../nbs/training/02g_leaves.ipynb #2676b737
 def check_names(
     name: str, # of the data set
     table: pd.DataFrame, # name, label, split of its images
@@ -62,15 +64,16 @@ def check_names(
     wrong = _against_name(name, table)
     if not wrong.any(): return
     first = table.loc[wrong.idxmax()]
-    raise ValueError(f"{wrong.sum()} files of {name} are listed against their names, the first is {first['name']}, "
-                     f"listed with class {first.label} for {first.split}: correct the lists, or fetch them again")
+    raise ValueError(f"{name} has files whose names say otherwise than the lists ({wrong.sum()}), the first is "
+                     f"{first['name']}, listed with class {first.label} for {first.split}: fetch the lists again")
 
-# %% ../../nbs/training/02g_leaves.ipynb #d4755843
+# %% ../../nbs/training/02g_leaves.ipynb #8bc27a51
 def _image_folder(anno: Path) -> Path:
     "Where the images of a list in an anno folder lie."
     folders = (anno.parent/name for name in ("images", "images_pytorch"))
     return next((f for f in folders if f.is_dir()), anno.parent)
 
+# %% ../../nbs/training/02g_leaves.ipynb #0ea059b9
 def from_anno(found: Found, name: str) -> pd.DataFrame | None:
     "The set as `anno/train.txt` and `anno/test.txt` list it; None without such lists."
     lists, ends = lists_of(found, ".txt", "anno"), Ends(found)
@@ -78,7 +81,7 @@ def from_anno(found: Found, name: str) -> pd.DataFrame | None:
             for path, kind in lists.items() for line in read_anno(path)]
     return listed_table(found, listed_rows(found, rows), lists) if lists else None
 
-# %% ../../nbs/training/02g_leaves.ipynb #577987a9
+# %% ../../nbs/training/02g_leaves.ipynb #f565f26f
 def from_csvs(found: Found, name: str) -> pd.DataFrame | None:
     "The set as `train_val.csv` and `test.csv` list it; None without such lists."
     lists, ends, stage = lists_of(found, ".csv"), Ends(found), _asked_stage(name)
@@ -86,6 +89,7 @@ def from_csvs(found: Found, name: str) -> pd.DataFrame | None:
     rows = [(ends(line.file), line.number, kind) for line, kind in lines if stage in ("", stage_of(line.file))]
     return listed_table(found, listed_rows(found, rows), lists) if lists else None
 
+# %% ../../nbs/training/02g_leaves.ipynb #feef7698
 def _asked_stage(name: str) -> str: # R1 to R6, or nothing
     return name.partition("_")[2].upper()
 

@@ -62,7 +62,7 @@ def parquet_rows(
     for batch in file.iter_batches(64, columns=columns):
         for row in batch.to_pylist(): yield packed(row, path)
 
-# %% ../../nbs/training/02f_unpacking.ipynb #de1fcb02
+# %% ../../nbs/training/02f_unpacking.ipynb #960a5329
 _INDEX = "index.csv"
 
 def _fill(folder: Path, rows: Iterable[Packed]) -> None:
@@ -76,12 +76,13 @@ def _fill(folder: Path, rows: Iterable[Packed]) -> None:
     columns = ["file", "number", "kind", "class_name", "digest"]
     pd.DataFrame(index, columns=columns).to_csv(folder/_INDEX, index=False)
 
+# %% ../../nbs/training/02f_unpacking.ipynb #9ad2375c
 def _suffix(image: bytes) -> str:
     "The ending that programs expect of a file with these bytes."
     starts = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"RIFF": ".webp", b"BM": ".bmp"}
     return next((suffix for start, suffix in starts.items() if image.startswith(start)), ".img")
 
-# %% ../../nbs/training/02f_unpacking.ipynb #5e9f6044
+# %% ../../nbs/training/02f_unpacking.ipynb #61b026cf
 def unpacked(
     name: str, # of the folder, with what tells one state of the source from another
     rows: Iterable[Packed], # only looked at if the folder is not there
@@ -91,6 +92,7 @@ def unpacked(
     index = pd.read_csv(folder/_INDEX, keep_default_na=False, dtype=dict(class_name=str, digest=str))
     return index.assign(path=[folder/file for file in index.file])
 
+# %% ../../nbs/training/02f_unpacking.ipynb #bbd45075
 def read_packed(
     path: Path, # a parquet file
 ) -> pd.DataFrame: # path, number, kind, class_name, digest
