@@ -563,3 +563,12 @@ def test_the_memory_of_checks_is_kept_for_each_name(tmp_path, monkeypatch):
         monkeypatch.setattr("clca.training.checking.examine", lambda path: 1/0)
         for stage in ("r1", "r3"): load(f"soyageing_{stage}", tmp_path/"set", partial=True)
     assert data_room.DATASETS is DATASETS
+
+@pytest.mark.parametrize("classes", [2, 7, 40])
+def test_accuracies_are_those_of_torchmetrics(classes):
+    "Which takes minutes and gigabytes for the five best of three thousand classes."
+    from torchmetrics.functional.classification import multiclass_accuracy
+    logits, labels = torch.randn(501, classes, generator=torch.Generator().manual_seed(0)), torch.arange(501) % classes
+    for name, k in (("top1", 1), ("top5", min(5, classes))):
+        want = multiclass_accuracy(logits, labels, classes, top_k=k, average="micro").item()
+        assert grade(logits, labels)[name] == round(want, 6)
