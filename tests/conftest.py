@@ -26,6 +26,7 @@ SLOW = {
     "test_compile.py::*": 0,
     "test_coverage.py::*": 0,
     "test_datasets.py::test_leaves_at_their_true_numbers*-soyg*": 0,
+    "test_datasets.py::test_leaves_at_their_true_numbers*-soyageing?": 0,
     "test_export.py::*": 0,
     "test_figures.py::*": 0,
     "test_wheel.py::*": 0,

@@ -152,6 +152,14 @@ def test_images_pytorch(tmp_path):
     check_counts("cotton", table, LEAVES["cotton"])
     assert table.name[table.why == ""].str.startswith("images/").all() and (table.why == "in none of the lists").sum() == 480
 
+def test_all_sets_in_one_folder(tmp_path):
+    names = dict(cotton="Cotton80/COTTON", soylocal="SoyLocal/soybean200", soyageing_r4="SoyAgeing")
+    for name, folder in names.items(): by_anno(tmp_path/folder, leaves(name))
+    for name in names:
+        table = read_leaves(tmp_path, name)
+        check_counts(name, table, LEAVES[name])
+        assert not table.why.any()
+
 def test_everything_is_accounted_for(tmp_path):
     cotton(tmp_path/"set", False)
     for name in ("images/Thumbs.db", "images/extra.png", "readme.txt", "anno/notes.txt", ".old/1_1_train.png"): touch(tmp_path/"set"/name)
@@ -198,8 +206,8 @@ def test_lists_that_count_otherwise(tmp_path):
 
 @pytest.mark.parametrize("layout, stage", [("anno", "R1"), ("anno", "R6"), ("csv", "R3"), ("flat", "R4")])
 def test_a_stage_is_read_from_the_pooled_folder_or_its_own(tmp_path, layout, stage):
-    LAYOUTS[layout](tmp_path/"SoyAgeing", [(f"SoyAgeing-{f[:2]}/{f}", c, s) for f, c, s in leaves("soyageing")])
-    name = f"soyageing_{stage.lower()}"
+    name, few = f"soyageing_{stage.lower()}", [r for r in leaves("soyageing") if r[1] < 3 and not r[0].startswith(stage)]
+    LAYOUTS[layout](tmp_path/"SoyAgeing", [(f"SoyAgeing-{f[:2]}/{f}", c, s) for f, c, s in leaves(name) + few])
     for place in (tmp_path/"SoyAgeing", *([] if layout == "csv" else [tmp_path/f"SoyAgeing/SoyAgeing-{stage}"])):
         table = read_leaves(place, name)
         check_counts(name, table, LEAVES[name])
@@ -539,19 +547,25 @@ def test_no_network(tmp_path, monkeypatch, name):
     with pytest.raises(ValueError) as caught: load_data(name)
     said = str(caught.value)
     assert HELD[name].there in said and str(data_dir()/"downloads"/name) in said and "\n" not in said.strip()
+    assert not list((data_dir()/"downloads").glob("*"))
     if HELD[name].url: assert f"obtained from {HELD[name].url}" in said and "the download failed" in said
     with pytest.raises(ValueError, match="put "): load_data(name)
 
 def test_a_download_fills_our_own_folder_only(tmp_path, monkeypatch):
     asked = []
     class Fake(held_room.torchvision_datasets.DTD):
-        def _download(self): asked.append(self.root); dtd(Path(self.root))
+        def _download(self):
+            asked.append(self.root)
+            dtd(Path(self.root))
+            if len(asked) == 1: raise KeyboardInterrupt # killed after the last file, before anything is checked
     monkeypatch.setattr(held_room.torchvision_datasets, "DTD", type("DTD", (Fake,), {}))
     (tmp_path/"theirs").mkdir()
     with pytest.raises(ValueError, match="only the data folder's own downloads/"): load("dtd", tmp_path/"theirs")
     assert not asked and not list((tmp_path/"theirs").iterdir())
+    with pytest.raises(KeyboardInterrupt): load_data("dtd", image_size=8, partial=True)
+    assert not list((data_dir()/"downloads").iterdir()), "half a set would be taken for a whole one"
     with pytest.warns(UserWarning, match="not those of the published"): data = load_data("dtd", image_size=8, partial=True)
-    assert set(asked) == {str(data_dir()/"downloads/dtd")} and len(data.test) == 6
+    assert {Path(p).parent for p in asked} == {data_dir()/"downloads"} and len(data.test) == 6
     with warnings.catch_warnings(action="ignore"): assert load_data("dtd", image_size=8, partial=True).hash == data.hash
 
 def test_the_memory_of_checks_is_kept_for_each_name(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FINE_GRAINED', 'OBJECTS', 'ARRAYS', 'HELD', 'HeldSet', 'read_held']
 
-# %% ../../nbs/training/02j_held.ipynb #9afde0e7
+# %% ../../nbs/training/02j_held.ipynb #e5ae20f0
 import hashlib, io, socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from torchvision.datasets import VisionDataset
 
 from .datasets import marked_missing
 from .folders import TABLE
-from .paths import data_dir, printable
+from .paths import data_dir, made_once, printable
 from .unpacking import Packed, unpacked
 
 # %% ../../nbs/training/02j_held.ipynb #644ea412
@@ -136,10 +136,7 @@ def _table(name: str, root: Path, sets: Mapping[str, list[VisionDataset]]) -> pd
     lines = [(seen(path), path, called[id(one)][number], split, "") for path, number, split, one in rows]
     return marked_missing(pd.DataFrame(lines, columns=TABLE).sort_values("name", ignore_index=True))
 
-# %% ../../nbs/training/02j_held.ipynb #57b786d3
-# what torchvision raises for files that are missing or damaged
-_WRONG = OSError, RuntimeError, ValueError, KeyError, EOFError
-
+# %% ../../nbs/training/02j_held.ipynb #60a33d12
 def _opened(held: HeldSet, root: Path, **more) -> dict[str, list[VisionDataset]]:
     "The sets of each split, from a folder."
     kind = getattr(torchvision_datasets, held.kind)
@@ -157,28 +154,37 @@ def _patience(seconds: float) -> Iterator[None]:
     try: yield
     finally: socket.setdefaulttimeout(before)
 
-# %% ../../nbs/training/02j_held.ipynb #596a9aaf
-def _fetched(held: HeldSet, place: Path) -> tuple[dict[str, list[VisionDataset]] | None, str]:
-    "The sets after a download into our own folder, or why there are none."
-    if not held.url: return None, "torchvision has no download for it"
-    if data_dir() not in place.parents: return None, "only the data folder's own downloads/ is filled by a download"
-    place.mkdir(parents=True, exist_ok=True)
+# %% ../../nbs/training/02j_held.ipynb #1554c0c2
+def _why_not_fetched(held: HeldSet, place: Path) -> str:
+    "Download a set into our own folder; if that cannot be, say why."
+    if not held.url: return "torchvision has no download for it"
+    if data_dir() not in place.parents: return "only the data folder's own downloads/ is filled by a download"
+    if place.exists(): return "remove that folder to have it downloaded again"
     try:
-        with _patience(30): return _opened(held, place, download=True), ""
-    except _WRONG as e: return None, f"the download failed: {_in_one_line(e)}"
+        with _patience(30): made_once(place, lambda part: _opened(held, part, download=True))
+    except Exception as e: return f"the download failed: {_in_one_line(e)}"
+    return ""
 
-# %% ../../nbs/training/02j_held.ipynb #9ab548f1
+# %% ../../nbs/training/02j_held.ipynb #537f7fab
+def _found(held: HeldSet, place: Path) -> tuple[Path, dict[str, list[VisionDataset]], str]:
+    "The folder that torchvision calls root, the sets in it, and why there are none."
+    why = ""
+    for root in (place, place.parent):
+        try: return root, _opened(held, root), ""
+        except Exception as e: why = why or _in_one_line(e) # torchvision raises whatever its readers stumble over
+    return place, {}, why
+
+# %% ../../nbs/training/02j_held.ipynb #df913e9f
 def read_held(
     place: Path, # the folder that torchvision calls root, or the one within it
     name: str, # one of `HELD`
 ) -> pd.DataFrame: # name, path, label, split, why
     "Table of a set that torchvision holds, downloaded if need be. Raises ValueError that says what to put where."
-    held, why = HELD[name], ""
-    for root in (place, place.parent):
-        try: return _table(name, root, _opened(held, root))
-        except _WRONG as e: why = why or _in_one_line(e)
-    sets, reason = _fetched(held, place)
-    if sets: return _table(name, place, sets)
+    held = HELD[name]
+    root, sets, why = _found(held, place)
+    reason = "" if sets else _why_not_fetched(held, place)
+    if not sets and not reason: root, sets, why = _found(held, place)
+    if sets: return _table(name, root, sets)
     source = f", obtained from {held.url}" if held.url else " (data/README.md says where it is obtained)"
     raise ValueError(f"{name} cannot be read from {printable(place)} ({why}; {reason}): "
                      f"put {held.there} there{source}")

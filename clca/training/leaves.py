@@ -127,13 +127,24 @@ def _of_stage(found: Found, stage: str) -> Found:
     return replace(found, files=[p for p in found.files if keep(found.name(p))],
                    left_out={n: why for n, why in found.left_out.items() if keep(n)}) if stage else found
 
-# %% ../../nbs/training/02g_leaves.ipynb #023786bd
+# %% ../../nbs/training/02g_leaves.ipynb #df6b0da8
+_FOLDERS = dict(
+    cotton="cotton80 cotton cotton_square_new", soylocal="soylocal soybean200 soybean200_square",
+    soygene="soygene soybeangene soybean_gene", soyglobal="soyglobal soybean2000", soyageing="soyageing")
+
+def _own_folder(place: Path, name: str) -> Path:
+    "The folder of a set within one that holds several, else the folder itself."
+    known = _FOLDERS[name.partition("_")[0]].split()
+    own = [p for p in sorted(place.iterdir()) if p.is_dir() and p.name.casefold() in known] if place.is_dir() else []
+    return own[0] if len(own) == 1 else place
+
+# %% ../../nbs/training/02g_leaves.ipynb #4d0dac06
 def read_leaves(
     place: Path, # a folder with the files of the set in any of the four layouts, or a parquet file
     name: str, # one of `LEAVES`
 ) -> pd.DataFrame: # name, path, label, split, why
     "Table of an ultra-fine-grained set; classes are called by their numbers from 1. Raises ValueError."
-    found = find_files(place)
+    found = find_files(place := _own_folder(place, name))
     if found.files == [place]: found = replace(found, base=place.parent)
     found = _of_stage(found, _asked_stage(name))
     tables = (read(found, name) for read in LAYOUTS.values())
