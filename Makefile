@@ -1,6 +1,7 @@
 # make train            the main job: KEEP=0.25, more parameters by P="-p epochs 2 -p head linear", another folder by OUT=runs/mine
 # make test             every notebook, every test and ruff
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
+# make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
 # make docs             the notebooks as a site in _docs/html
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
 KEEP ?= 0.1
@@ -14,7 +15,7 @@ MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?=
 export KEEP P OUT
 
-.PHONY: help env train test test-fast docs ablation figures benchmark predict prepare readme
+.PHONY: help env train test test-fast interop docs ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -39,12 +40,16 @@ define run
 	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --log-output --no-progress-bar </dev/null && \
 	$(BIN)/python docs/repository.py results "$$out"
 endef
-NAME = runs/train-keep$$KEEP$$(printf '%s' " $$P" | tr '\n' ' ' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
+# What P says, as a part of a name: other parameters have another folder.
+SLUG = $$(printf '%s' " $$P" | tr '\n' ' ' | sed -E 's/ -[pryf] +/-/g; s/[^A-Za-z0-9.]+/-/g; s/-$$//')
 
 train: $(MADE)
-	$(call run,$(NAME),-p out "$$out" -p keep "$$KEEP")
+	$(call run,runs/train-keep$$KEEP$(SLUG),-p out "$$out" -p keep "$$KEEP")
 
-ablation benchmark predict: $(MADE)
+benchmark predict: $(MADE)
+	$(call run,runs/$@$(SLUG),-p out "$$out")
+
+ablation: $(MADE)
 	$(call run,runs/$@,-p out "$$out")
 
 figures: $(MADE)
@@ -56,9 +61,13 @@ test: $(MADE)
 test-fast: $(MADE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=5 -m 'not slow' $(T)
 
+interop: $(MADE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[interop]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -m client --table docs/works_with.md $(T)
+
 docs: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md _docs/source
+	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md docs/works_with.md _docs/source
 	$(BIN)/python -m sphinx --quiet -c docs _docs/source _docs/html
 
 readme: $(MADE)

@@ -8,7 +8,7 @@ __all__ = ['Spec', 'create_model', 'export', 'load_checkpoint', 'load_reference_
            'register_reducer', 'register_score', 'restore', 'to_reference_state', 'trace', 'wrap']
 
 # %% ../nbs/99_init.ipynb #f803e7bf
-from . import reducers
+from . import hub, reducers # hub: timm gets to know our models
 from .head import register_head
 from .model import create_model, wrap
 from .reducers import register_reducer

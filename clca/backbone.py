@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OpenBlock', 'OpenEvaBlock', 'OpenAttention', 'OpenAttentionRope', 'OpenEvaAttention', 'BLOCKS', 'OPEN', 'FAMILIES',
            'Seam', 'scale_attention', 'mlp_half', 'open_blocks', 'call_block', 'FirstTokens', 'check_backbone',
-           'check_image_size', 'flat_vits', 'create_backbone', 'drop_head', 'embed', 'rotations', 'block_table']
+           'check_image_size', 'flat_vits', 'create_backbone', 'drop_head', 'check_images', 'embed', 'rotations',
+           'block_table']
 
 # %% ../nbs/04_backbone.ipynb #e88471b9
 import sys
@@ -183,17 +184,38 @@ def _complaint(name: str, arch: str, kwargs: dict[str, Any], error: Exception) -
         near = nearest_name(arch, flat_vits())
         return TypeError(f"{name!r} is not a flat ViT: use a VisionTransformer or Eva model of timm, e.g. {near!r}")
     asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = " ".join(str(error).split())[:400] or type(error).__name__
     return ValueError(f"{name!r} cannot be built with {asked}: {said}")
 
 # %% ../nbs/04_backbone.ipynb #eae3f696
 def drop_head(
     backbone: nn.Module, # timm model, changed in place
+    mean: bool = False, # the mean of the patches' tokens is read, also where there is a CLS
 ) -> None:
-    "Take final norm, pooling and classifier away."
-    backbone.norm = backbone.fc_norm = backbone.head = nn.Identity()
+    "Take final norm, pooling and classifier away; `global_pool` says what a head of ours reads, CLS or the mean."
+    backbone.norm = backbone.fc_norm = backbone.head = backbone.head_drop = nn.Identity()
     if getattr(backbone, "head_dist", None) is not None: backbone.head_dist = nn.Identity()
+    backbone.global_pool = "avg" if mean or backbone.cls_token is None else "token"
     backbone.attn_pool, backbone.without_head = None, True
+
+# %% ../nbs/04_backbone.ipynb #0bac0e12
+def check_images(
+    backbone: nn.Module, # timm model
+    images: Tensor, # [B, channels, H, W]
+) -> None:
+    "Raise `ValueError` if the model cannot take these images."
+    shape, channels, embed = list(images.shape), backbone.in_chans, backbone.patch_embed
+    if len(shape) != 4:
+        remedy = "add the batch axis, images[None]" if len(shape) == 3 else "give a batch of images"
+        raise ValueError(f"images must be [batch, {channels}, height, width] and are {shape}: {remedy}")
+    if shape[1] != channels:
+        raise ValueError(f"images have {shape[1]} channels and the model takes {channels}: "
+                         f"convert them, or create the model with in_chans={shape[1]}")
+    size, wanted = tuple(shape[2:]), embed.img_size
+    if getattr(embed, "strict_img_size", True) and size != tuple(wanted):
+        raise ValueError(f"images are {size[0]}x{size[1]} pixels and the model takes {wanted[0]}x{wanted[1]}: resize "
+                         f"them, create it with image_size={size}, or call model.set_input_size({size})")
+    if not getattr(embed, "dynamic_img_pad", False): check_image_size(size, embed.patch_size)
 
 # %% ../nbs/04_backbone.ipynb #e9117fc0
 def embed(

@@ -106,7 +106,8 @@ def insert_tokens(
         old = old.expand(batch, -1)
         return torch.cat([old[:, :at], old.new_full((batch, count), fill), old[:, at:]], 1)
     size, place = put(seq.size, seq.account.given_size()), put(seq.place, -1)
-    return seq._replace(x=x, tail=seq.tail + count * seq.account.protects_cache, size=size, place=place)
+    tail = seq.tail + (count if seq.account.protects_cache else 0)
+    return seq._replace(x=x, tail=tail, size=size, place=place)
 
 # %% ../nbs/05_sequence.ipynb #e06eeee3
 def pooled(

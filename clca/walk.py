@@ -84,6 +84,7 @@ class Output(NamedTuple):
     logits: Tensor # [B, C]
     tokens: Tensor # [B, N, D] leaving the last block: all of them where they were asked for
     decisions: list[Weigh] # per stage: what a learned reducer decided in training
+    read: list[Tensor] # what the head has read, in order of depth
 
 # %% ../nbs/10_walk.ipynb #80cf67eb
 def walk(
@@ -109,7 +110,7 @@ def walk(
             seq, held = cache.step(i, before, plan, seq, held)
             if watcher and seq.length > length: watcher.given(i, end, seq.length - length)
         if i in model.taps: read.append(head.read(backbone, seq))
-    return Output(head.classify(backbone, read), seq.x, decisions)
+    return Output(head.classify(backbone, read), seq.x, decisions, read)
 
 # %% ../nbs/10_walk.ipynb #ff1d8050
 def pass_block(

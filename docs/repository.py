@@ -49,7 +49,17 @@ def readme(notebook: str | Path = ROOT / "nbs" / "index.ipynb") -> str:
     return "\n\n".join(filter(None, texts)) + "\n"
 
 
+def write_readme(root: str | Path = ROOT) -> None:
+    "Write the README of a checkout, in UTF-8 whatever the locale; the old one stays until the new one is whole."
+    path = Path(root) / "README.md"
+    part = path.with_name(".README.md.part")
+    try:
+        part.write_text(readme(Path(root) / "nbs" / "index.ipynb"), encoding="utf-8")
+        part.replace(path)
+    finally: part.unlink(missing_ok=True)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["readme"]: (ROOT / "README.md").write_text(readme())
+    if sys.argv[1:] == ["readme"]: write_readme()
     elif sys.argv[1:2] == ["results"] and len(sys.argv) == 3: show_results(sys.argv[2])
     else: sys.exit(__doc__)

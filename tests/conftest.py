@@ -36,6 +36,11 @@ SLOW = {
     "test_notebooks.py::test_library?*_model]": 0,
     "test_notebooks.py::test_library?*_properties]": 0,
     "test_notebooks.py::test_library?index]": 0,
+    "test_preparation.py::test_all_say_the_same*": 0,
+    "test_folders.py::test_a_compiled_model_has_its_own_names": 0,
+    "test_folders.py::test_a_full_disk*": 0,
+    "test_folders.py::test_the_readme_is_whole_in_any_locale": 0,
+    "test_folders.py::test_the_second_process_is_told": 0,
     "test_sweep.py::test_failures_are_retried_and_reported": 0,
     "test_sweep.py::test_killed_and_started_again": 0,
     "test_training.py::test_killed_in_mid_epoch": 0,
@@ -46,6 +51,10 @@ SLOW = {
     "test_properties.py::*": 8,
     "test_open.py::test_papermill*": 0,
     "test_outsiders.py::*": 8,
+    "interop/test_clients.py::*": 0,
+    "interop/test_light.py::test_[df]*dp*": 0,
+    "interop/test_light.py::test_onnxruntime*": 0,
+    "interop/test_light.py::*": 6,
     "test_published_order.py::*": 8,
 }
 

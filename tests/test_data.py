@@ -5,6 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from clca.training import checking, checks, typefaces as tf
+from clca.tools.preparation import Preparation
 from clca.training.data import load_data
 from clca.training.evaluation import grade
 from clca.training.folders import find_files
@@ -566,5 +567,5 @@ def test_memory_changes_nothing(flat, monkeypatch):
 def test_values(tmp_path):
     for c in "ab":
         for k in range(3): p = picture(tmp_path/"d"/c/f"{k}.png"); Image.new("RGB", (30, 20), (255, 0, 51)).save(p)
-    x, _ = load_data("folder", str(tmp_path/"d"), image_size=8, mean=(.5, .5, 0), std=(.5, .5, .1)).test[0]
+    x, _ = load_data("folder", str(tmp_path/"d"), image_size=8, preparation=Preparation(8, (.5, .5, 0), (.5, .5, .1))).test[0]
     assert torch.allclose(x.mean((1, 2)), torch.tensor([1., -1., 2.]), atol=1e-6) and x.shape == (3, 8, 8)

@@ -80,7 +80,7 @@ def test_channels(tmp_path, backbone):
     model = build(backbone=BACKBONES[backbone], **SHALLOW, in_chans=1)
     exporting.WRITERS[".pt2"](program(model), tmp_path / "m.pt2")
     assert difference(model, tmp_path / "m.pt2") < 1e-4
-    assert exporting.describe(model, list("abcdefg"), [.5], [.5])["input"] == {"images": ["batch", 1, 32, 32]}
+    assert exporting.describe(model, list("abcdefg"))["input"] == {"images": ["batch", 1, 32, 32]}
     with pytest.raises(ValueError, match="RGB photographs and the model takes in_chans=1"):
         export(model, tmp_path / "n" / "m.pt2")
     assert not (tmp_path / "n").exists()

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 
 import pytest
 from helpers import ROOT, requirements
 from imports import FLOORS, MODULES, floor, foreign_imports, of_floor, own_imports
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HEAVY = ["pandas", "lightning", "matplotlib", "seaborn", "sklearn", "scipy", "papermill"]
@@ -87,9 +88,10 @@ def distributions(modules: list[str]) -> set[str]:
 BASE = of_floor("method") + of_floor("tools")
 
 def test_pip_install_clca_brings_what_model_and_tools_import_and_no_more():
-    "ONNX is the one exception: only who exports to it needs it."
-    optional = distributions(BASE) & declared("export")
+    "Two exceptions: only who exports to ONNX needs it, and Hugging Face's hub comes with timm, whose weights it fetches."
+    optional = (distributions(BASE) & declared("export")) | {"huggingface-hub"}
     assert distributions(BASE) - optional == declared() == {"torch", "timm", "safetensors", "numpy"}
+    assert any(canonicalize_name(Requirement(r).name) == "huggingface-hub" for r in requires("timm"))
 
 def test_optional_packages_are_imported_when_they_are_needed():
     "What only an extra brings may not be imported on the way in."

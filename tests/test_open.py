@@ -73,13 +73,13 @@ def test_a_head_of_ones_own():
         def forward(self, cls): return self.classifier(cls.mean(2))
     model = small_model("evit", head="mean")
     assert type(model.head) is Mean and model.taps == (1, 3, 4) and model.spec.variant == "mean+clc"
-    assert describe(model, list("abc"), [.5] * 3, [.5] * 3)["model"]["head"] == "mean"
+    assert describe(model, list("abc"))["model"]["head"] == "mean"
     with pytest.raises(ValueError, match="did you mean 'cla_last'"): small_model("evit", head="cla_lst")
     with pytest.raises(ValueError, match="is taken"): clca.register_head("cla")(Mean)
 
 def test_a_control_exports_as_itself():
     for head in ("cla_last", "ifa", "cla", "linear"):
-        about = describe(small_model("evit", head=head), list("abc"), [.5] * 3, [.5] * 3)
+        about = describe(small_model("evit", head=head), list("abc"))
         assert about["model"]["head"] == head
 
 @pytest.mark.parametrize("wrong", [1.5, "2", True, None, -1])

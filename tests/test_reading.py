@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image, PngImagePlugin
 
+from clca.tools.preparation import Preparation
 from clca.training.checking import examine, inspect_file, inspect_files
 from clca.training.images import Images
 from clca.training.paths import data_dir
@@ -293,7 +294,7 @@ def test_corrected_bytes_of_the_same_size_and_time(tmp_path, how):
 @pytest.mark.parametrize("harm", ["cut", "gone"])
 def test_a_file_that_breaks_later_is_named(tmp_path, harm):
     Image.new("RGB", (90, 90)).save(file := tmp_path/"x.png")
-    images = Images([str(file)], [0], 8, (0, 0, 0), (1, 1, 1))
+    images = Images([str(file)], [0], Preparation(8, (0, 0, 0), (1, 1, 1)))
     if harm == "cut": file.write_bytes(file.read_bytes()[:60])
     else: Path(file).unlink()
     with pytest.raises(ValueError, match=r"x\.png cannot be read: .*(truncated|No such file)"): images[0]

@@ -66,3 +66,10 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path, monkeypatch):
     (tmp_path/"parameters.json").write_text('{"keep": 0.1}')
     with pytest.raises(ValueError, match="holds a run with keep = 0.1, not 0.5"): start("keep = 0.5", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["parameters.json"]
+
+@pytest.mark.parametrize("mark", ["1", "0"])
+def test_the_mark_of_a_test_changes_no_run(tmp_path, monkeypatch, mark):
+    "`IN_TEST` stayed in the environment: what papermill was given holds, and what it was not given has its default."
+    monkeypatch.setenv("IN_TEST", mark)
+    names = start("epochs = 7", tmp_path/"run")
+    assert names["recipe"].epochs == 7 and names["batch_size"] == 32 and names["folder"] == tmp_path/"run"

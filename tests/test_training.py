@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 
 from clca import create_model, load_checkpoint
 from clca.spec import options_of
-from clca.training import records
+from clca.training import files, records
+from clca.training.evaluation import predict
 from clca.training.loop import train
 from clca.training.recipe import Recipe, lr_factor, param_groups
 
@@ -59,7 +61,7 @@ def test_killed_in_mid_epoch(whole, tmp_path, capsys):
 
 def test_killed_before_the_end_is_written(whole, tmp_path, monkeypatch):
     "All epochs are done but not the evaluation, and the history is not written: nothing is trained again."
-    out, write = tmp_path/"run", records.write_atomic
+    out, write = tmp_path/"run", files.write_atomic
     def refuse(path, content):
         if Path(path).name == "metrics.json": raise KeyError
         write(path, content)
@@ -81,7 +83,7 @@ def test_disk_full_keeps_the_last_checkpoint(whole, tmp_path, monkeypatch):
     def disk(path, mode):
         full = "last.ckpt" in str(path) and (out/"last.ckpt").exists()
         return Full(path, mode) if full else open(path, mode)
-    monkeypatch.setattr(records, "open", disk, raising=False)
+    monkeypatch.setattr(files, "open", disk, raising=False)
     with pytest.raises(
         OSError, match="last.ckpt could not be written .No space left on device., the last good one is kept: make room"
     ):
@@ -240,4 +242,62 @@ def test_a_run_that_diverges_is_not_finished(tmp_path):
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1 at lr = 1e"):
         wild = Recipe(epochs=2, batch_size=8, lr=1e30, clip_grad=0., warmup_epochs=0)
         train(tiny.model(), tiny.data(), tmp_path/"run", wild)
-    assert not (tmp_path/"run"/"metrics.json").exists() and not (tmp_path/"run"/"last.ckpt").exists()
+    assert not list((tmp_path/"run").iterdir())
+
+class Spoilt(tiny.Colours):
+    "The image of index 5 is no image of numbers."
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        return image * float("nan") if i == 5 else image, label
+
+@pytest.mark.parametrize("split, what", [("train", "the loss is nan in epoch 1"), ("val", "the validation loss is nan in"),
+                                         ("test", "the answers to the test images are not all numbers")])
+def test_bad_data_are_told_from_a_bad_rate(tmp_path, split, what):
+    data = tiny.data()
+    setattr(data, split, Spoilt(31))
+    with pytest.raises(FloatingPointError, match=f"{what}.*: image 5 has values that are no numbers, so mend it"):
+        train(tiny.model(), data, tmp_path, tiny.SHORT)
+    assert not (tmp_path/"metrics.json").exists()
+
+class Overflows(torch.nn.Module):
+    "A model whose logits are beyond half precision from the given step on."
+    def __init__(self, after):
+        super().__init__()
+        self.body, self.after, self.steps = tiny.model(), after, 0
+    def forward(self, x):
+        self.steps += self.training
+        return self.body(x) if self.training else self.body(x) * (1e30 if self.steps >= self.after else 1)
+
+def test_an_infinite_logit_is_no_answer(tmp_path):
+    "Half precision is named, and where epochs are kept, that another folder is needed."
+    half = Recipe(epochs=3, batch_size=8, lr=3e-3, precision="16-mixed")
+    with pytest.raises(FloatingPointError, match="validation loss is nan in epoch 1 .*: half precision overflowed, so use"):
+        train(Overflows(0), tiny.data(), tmp_path/"first", half)
+    with pytest.raises(FloatingPointError, match="in epoch 2 .*: half precision.*, in another folder .out., for this one"):
+        train(Overflows(12), tiny.data(), tmp_path/"second", half)
+    assert not (tmp_path/"second"/"metrics.json").exists() and list(history(tmp_path/"second").epoch) == [1]
+
+@pytest.mark.parametrize("devices, batch, fits", [(2, 4, True), (2, 3, False), (2, 2, False), (3, 6, True), (4, 6, False)])
+def test_a_batch_is_shared(devices, batch, fits):
+    refused = pytest.raises(ValueError, match=f"batch_size = {batch} is out of range: it must be a multiple of devices")
+    with nullcontext() if fits else refused: Recipe(batch_size=batch, devices=devices)
+
+def test_fewer_images_of_validation_than_devices(tmp_path):
+    data = tiny.data()
+    data.val = tiny.Colours(1)
+    with pytest.raises(ValueError, match="The validation split has 1 images and devices = 2"):
+        train(tiny.model(), data, tmp_path/"run", Recipe(epochs=1, batch_size=8, devices=2))
+    data.val = tiny.Colours(0)
+    with pytest.raises(ValueError, match="The validation split has 0 images"):
+        train(tiny.model(), data, tmp_path/"run", tiny.SHORT)
+
+def test_an_answer_leaves_the_model_as_it_was():
+    "Also when an image cannot be read; nothing is predicted without an image."
+    model = tiny.model().train()
+    model.norm.eval()
+    logits, labels = predict(model, tiny.Colours(3))
+    (logits.sum() * torch.ones(1, requires_grad=True)).backward() # as no tensor of inference mode would allow
+    broken = type("Broken", (tiny.Colours,), dict(__getitem__=lambda self, i: 1 / 0))(3)
+    with pytest.raises(ZeroDivisionError): predict(model, broken)
+    assert model.training and model.blocks[0].training and not model.norm.training
+    with pytest.raises(ValueError, match="there is no image to predict"): predict(model, [])

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager
 from matplotlib.ft2font import FT2Font
 
+from ..training.files import write_atomic, write_figure
 from ..training.paths import destination, shipped
 
 # %% ../../nbs/lab/10_house_style.ipynb #d90be114
@@ -119,8 +120,9 @@ def readable(
 def style(
     names: Iterable[str] = (), # from outside, which figures will show: fonts that have their letters are added
 ) -> None:
-    "Set the house style for every figure made after it."
+    "Set the house style for every figure made after it, whatever a matplotlibrc says."
     families = [_SETTINGS["font.family"], *_other_fonts("".join(names))[0]]
+    mpl.style.use("default")
     sns.set_theme(style="whitegrid", palette="colorblind", rc=_SETTINGS | {"font.family": families})
 
 # %% ../../nbs/lab/10_house_style.ipynb #1862b72a
@@ -211,8 +213,8 @@ def _write_images(fig: Figure, path: Path) -> None:
     "PNG and SVG, without dates."
     with mpl.rc_context({name: _SETTINGS[name] for name in ("svg.hashsalt", "svg.fonttype", "hatch.linewidth")}):
         png = dict(dpi=_SETTINGS["savefig.dpi"], metadata={"Software": None})
-        fig.savefig(path.with_name(f"{path.name}.png"), bbox_inches="tight", **png)
-        fig.savefig(path.with_name(f"{path.name}.svg"), bbox_inches="tight", metadata={"Date": None})
+        write_figure(path.with_name(f"{path.name}.png"), fig, bbox_inches="tight", **png)
+        write_figure(path.with_name(f"{path.name}.svg"), fig, bbox_inches="tight", metadata={"Date": None})
 
 # %% ../../nbs/lab/10_house_style.ipynb #22a5c966
 def save_figure(
@@ -231,5 +233,5 @@ def save_figure(
     record = dict(
         figure=name, runs=[runs] if isinstance(runs, str) else sorted(runs), data_hash=data_hash, command=command,
         versions=versions | {"python": platform.python_version()})
-    (folder/f"{name}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_atomic(folder/f"{name}.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
     return folder/f"{name}.png"

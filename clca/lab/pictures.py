@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['flower', 'patch_tokens', 'salience', 'follow_plans', 'paint', 'show_stages', 'overlay', 'kept_tokens', 'rollout',
-           'rollout_overlay']
+           'rollout_overlay', 'show_folder']
 
 # %% ../../nbs/lab/16_pictures.ipynb #d13359b4
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -211,3 +215,13 @@ def rollout_overlay(
     fig.colorbar(heat, ax=axes, shrink=.7, label="share, largest = 1")
     fig.suptitle(title)
     return fig
+
+# %% ../../nbs/lab/16_pictures.ipynb #4eee27e7
+def show_folder(
+    folder: Path, # of a run
+) -> None:
+    "Show the numbers and pictures that a run has left."
+    if (metrics := folder/"metrics.json").exists():
+        display(pd.Series(json.loads(metrics.read_bytes()), name=folder.name).to_frame())
+    for path in sorted(folder.glob("*.png")):
+        display(Image(filename=path, alt=f"{path.stem}, of the run in the folder"))

@@ -14,7 +14,7 @@ import re
 import warnings
 from ast import literal_eval
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ import torch
 from torch import nn
 
 from .runs import collect_runs, keep_history, load_runs, plain_value, read_metrics
-from ..model import create_model
-from ..spec import CACHE_ONLY, OPTIONS, Spec, options_of, spec_of, variant_options
+from ..model import TokenReducedViT
+from ..spec import CACHE_ONLY, OPTIONS, Spec, spec_of, variant_options, without_weights
+from ..tools.preparation import Preparation, changeable_values, choose_preparation
 from ..training.data import load_data
 from ..training.paths import shipped
 from ..training.recipe import Recipe
 from ..training.typefaces import TYPEFACES
+from ..weights import weights_file
 
 # %% ../../nbs/lab/04_plans.ipynb #a2d6cb8b
 def canonical(
@@ -95,8 +97,9 @@ def unweighted(
     run: Mapping[str, Any], # with the options of a model, and perhaps `backbone_kwargs`
 ) -> nn.Module:
     "The model of a run, without weights or memory for them. Raises what `create_model` raises."
-    spec = replace(spec_of(run, num_classes=len(TYPEFACES)), pretrained=False)
-    with torch.device("meta"): return create_model(**options_of(spec))
+    spec = spec_of(run, num_classes=len(TYPEFACES))
+    if spec.weights: weights_file(spec.weights)
+    with torch.device("meta"): return TokenReducedViT(without_weights(spec))
 
 # %% ../../nbs/lab/04_plans.ipynb #ba55eb49
 _DATA_OPTIONS = ("dataset", "data_root", "image_size", "images_per_class", "data_seed", "skip_bad", "partial")
@@ -127,8 +130,8 @@ def check_runs(
     _check_known(runs, defaults, notebook)
     whole = [defaults | run for run in runs]
     for recipe in _different(whole, _RECIPE_OPTIONS): Recipe(**recipe)
-    for model in _different(whole, _MODEL_OPTIONS):
-        if "backbone" in model: unweighted(model)
+    for model in _different(whole, (*_MODEL_OPTIONS, "preparation")):
+        if "backbone" in model: choose_preparation(unweighted(model), model.get("preparation", {}))
     for data in _different(whole, _DATA_OPTIONS): load_data(**{"dataset": "typefaces"} | data)
 
 # %% ../../nbs/lab/04_plans.ipynb #5b2fff1c
@@ -163,6 +166,7 @@ PRESETS = dict(
     paper=dict(
         dataset=list(_LEAVES),
         backbone=_VITS, backbone_kwargs={}, pretrained=True,
+        preparation=changeable_values(Preparation(448)), # the authors', whatever the weights were trained with
         image_size=448, batch_size=32, epochs=50, warmup_epochs=2, clip_grad=0., lr=1e-4,
         reducer=["evit"], variant=["base", "cla", "clca"], keep=[.1, .25, .5, .7, 1.], seed=[1, 10, 100]))
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..spec import OPTIONS, spec_of
+from ..training.files import write_atomic, write_table
 from ..training.paths import destination, locate
 
 # %% ../../nbs/lab/01_runs.ipynb #8a9ad480
@@ -158,7 +159,7 @@ def keep_history(
     "Write what some runs logged beside their collection; without anything to write there is no such file."
     table = load_history(*sources, name=name)
     table, file = table[table.run_id.isin(run_ids)], destination(collection).with_suffix(f".{name}.csv")
-    if len(table): table.to_csv(file, index=False, float_format="%.5g")
+    if len(table): write_table(file, table, float_format="%.5g")
     else: file.unlink(missing_ok=True)
 
 # %% ../../nbs/lab/01_runs.ipynb #1236c9c0
@@ -179,5 +180,5 @@ def collect_runs(
     if only is not None: table = table[table.run_id.isin(only)]
     path.parent.mkdir(parents=True, exist_ok=True)
     keep_history(path, "gradients", table.run_id, *sources)
-    path.write_text("".join(map(_line, table.to_dict("records"))))
+    write_atomic(path, "".join(map(_line, table.to_dict("records"))))
     return path

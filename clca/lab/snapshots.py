@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from .runs import read_metrics
 from ..tools.checkpoints import load_checkpoint
+from ..tools.preparation import Preparation, preparation_of
 from ..tools.rollout import cls_rollout, cls_tokens
 from ..tools.tracing import survival, trace
 from ..training.data import Data, load_data
-from ..training.records import write_atomic
+from ..training.files import write_atomic
 
 # %% ../../nbs/lab/09_snapshots.ipynb #0cd8558a
 def snapshot(
@@ -31,7 +32,7 @@ def snapshot(
     """What the pictures of a run need.
     `images`, `left.s` and `looked.s` for each stage s, and with a sample `cls` and `labels`."""
     metrics, model = read_metrics(Path(run)), load_checkpoint(run)
-    data = data_of_run(metrics, run)
+    data = data_of_run(metrics, run, preparation_of(model))
     images, _ = some_images(data, shown)
     pixels = (images * data.test.std + data.test.mean) * 255
     arrays = dict(images=pixels.round().clamp(0, 255).byte()) | stage_maps(model, images)
@@ -43,11 +44,11 @@ def snapshot(
     return {name: array.contiguous() for name, array in arrays.items()}, facts
 
 # %% ../../nbs/lab/09_snapshots.ipynb #889b71c6
-def data_of_run(metrics: dict[str, Any], run: str | Path) -> Data:
-    "The data that a run was made from. Raises `ValueError` if there are other data now."
+def data_of_run(metrics: dict[str, Any], run: str | Path, preparation: Preparation) -> Data:
+    "The data that a run was made from, prepared as given. Raises `ValueError` if there are other data now."
     names = "image_size", "images_per_class", "data_seed", "skip_bad", "partial"
     options = {name: metrics[name] for name in names if name in metrics}
-    data = load_data(metrics["dataset"], metrics["data_root"], **options, augment=False)
+    data = load_data(metrics["dataset"], metrics["data_root"], **options, preparation=preparation, augment=False)
     if data.hash != metrics["data_hash"]:
         raise ValueError(f"{run} was made from other data ({metrics['data_hash']}) than there is now ({data.hash})")
     return data

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+from timm.utils import unwrap_model
+
 from .tracing import evaluating
 
 # %% ../../nbs/tools/01_cost.ipynb #53d20873
@@ -30,7 +32,7 @@ _RULES = {
 }
 
 # %% ../../nbs/tools/01_cost.ipynb #08cbc402
-def _channels(model) -> int: return getattr(getattr(model, "backbone", model), "in_chans", 3)
+def _channels(model) -> int: return getattr(model, "in_chans", 3)
 
 @torch.no_grad()
 def _count(model, image_size, parts=()) -> list[int]:
@@ -51,12 +53,12 @@ def _count(model, image_size, parts=()) -> list[int]:
 
 # %% ../../nbs/tools/01_cost.ipynb #c9009ce8
 def macs(
-    model: nn.Module, # any model on images, e.g. from `create_model` or timm
+    model: nn.Module, # any model on images, e.g. from `create_model` or timm, perhaps wrapped
     image_size: int | tuple[int, int], # pixels
 ) -> float: # 1e9 multiply-accumulates
     """Multiply-accumulates of one image in evaluation, in 1e9.
     Methods with a data-dependent count (ATS) are measured on noise."""
-    return _count(model, image_size)[-1] / 2e9
+    return _count(unwrap_model(model), image_size)[-1] / 2e9
 
 # %% ../../nbs/tools/01_cost.ipynb #b8c44a87
 def macs_by_block(
@@ -65,5 +67,6 @@ def macs_by_block(
 ) -> list[float]: # 1e9 multiply-accumulates
     """The same for each block, from its first norm to that of the next.
     The embedding belongs to the first block, the classifier to the last."""
-    marks = _count(model, image_size, [b.norm1 for b in getattr(model, "backbone", model).blocks[1:]])
+    model = unwrap_model(model)
+    marks = _count(model, image_size, [block.norm1 for block in model.blocks[1:]])
     return [(b - a) / 2e9 for a, b in zip([0, *marks], marks)]

@@ -9,12 +9,14 @@ __all__ = ['WRITERS', 'program', 'run_file', 'difference', 'describe', 'note', '
 import copy
 import importlib.metadata
 import importlib.util
+import io
 import json
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,16 @@ from torch import Tensor, nn
 
 from ..spec import Spec
 from .checkpoints import load_checkpoint
+from .preparation import Preparation, changeable_values, changed, preparation_of
+from .tracing import bare
 
 # %% ../../nbs/tools/04_exporting.ipynb #aa61377f
 def _plain(model: nn.Module) -> nn.Module:
     "A copy to trace and compare, out of `torch.compile`."
-    return copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval()
+    return copy.deepcopy(bare(model)).cpu().float().eval()
 
 def _size(model: nn.Module) -> tuple[int, int, int]: # channels, height, width
-    return getattr(model.backbone, "in_chans", 3), *model.backbone.patch_embed.img_size
+    return model.in_chans, *model.patch_embed.img_size
 
 def program(
     model: nn.Module, # from `create_model`
@@ -58,7 +62,11 @@ def _write_onnx(graph: torch.export.ExportedProgram, path: Path) -> None:
             onnx.save(path)
     finally: logging.getLogger("onnxscript").setLevel(level)
 
-def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None: torch.export.save(graph, path)
+def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None:
+    buffer = io.BytesIO() # given a path, torch ends the whole process when the disk is full
+    torch.export.save(graph, buffer)
+    try: path.write_bytes(buffer.getbuffer())
+    except OSError as e: raise OSError(e.errno, f"{path} could not be written ({e.strerror})") from None
 
 WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
 
@@ -90,18 +98,18 @@ def difference(
 def describe(
     model: nn.Module, # from `create_model`
     classes: Sequence[str], # one label per logit
-    mean: Sequence[float], std: Sequence[float], # of each channel, for pixels in [0, 1]
+    preparation: Preparation | None = None, # None: as the model says
 ) -> dict: # for JSON
     "What one must know to run a model and to tell which one it is."
-    channels, height, width = _size(model)
+    channels, *size = _size(model)
+    images = replace(preparation or preparation_of(model), image_size=tuple(size)) # the graph takes no other
     here = [p for p in ("torch", "timm", "onnx", "onnxscript", "clca") if importlib.util.find_spec(p)]
     return dict(
-        input={"images": ["batch", channels, height, width]},
+        input={"images": ["batch", channels, *size]},
         output={"logits": ["batch", model.num_classes]},
-        image_size=[height, width],
-        resize=[int(height / .875), int(width / .875)],
-        mean=list(mean),
-        std=list(std),
+        image_size=size,
+        resize=list(images.resize),
+        **changeable_values(images),
         classes=list(classes),
         model=_kind(model),
         versions={p: importlib.metadata.version(p) for p in here},
@@ -148,7 +156,8 @@ about = json.load(open("{name}.json"))
 top, left = round((H - h) / 2), round((W - w) / 2)
 
 def load(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize((W, H), Image.Resampling.BICUBIC)
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = image.resize((W, H), Image.Resampling[about["interpolation"].upper()])
     pixels = np.asarray(image, dtype=np.float32)[top:top + h, left:left + w] / 255
     return ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1).astype(np.float32)
 
@@ -190,7 +199,7 @@ def _sentence(model: dict[str, Any]) -> str:
 # %% ../../nbs/tools/04_exporting.ipynb #6af93f2c
 def _model_and_config(model: nn.Module | str | Path) -> tuple[nn.Module, dict[str, Any]]:
     "A model, and what its run folder says."
-    if isinstance(model, nn.Module): return getattr(model, "_orig_mod", model), {}
+    if isinstance(model, nn.Module): return bare(model), {}
     config = Path(model) / "config.json"
     return load_checkpoint(model), json.loads(config.read_text()) if config.exists() else {}
 
@@ -198,43 +207,39 @@ def _model_and_config(model: nn.Module | str | Path) -> tuple[nn.Module, dict[st
 def _facts(
     model: nn.Module,
     config: dict[str, Any], # of its run
-    given: dict[str, Any], # classes, mean and std that the caller knows
+    classes: Sequence[str] | None, # None: of the run, else numbers
+    preparation: Mapping[str, Any], # values that are to be others
 ) -> dict[str, Any]: # what goes with the file
-    "Labels and preparation of images: as given, else of the run, else timm's for this backbone."
+    "Labels, and the preparation of images as the model says, but for what is given."
     if (channels := _size(model)[0]) != 3:
         raise ValueError(f"export prepares RGB photographs and the model takes in_chans={channels}: "
                          "use clca.tools.exporting.program for the graph alone")
     if model.spec.reference and model.spec.reducer == "ats":
         raise ValueError("reference=True with reducer='ats' cannot be exported, "
                          "since what published ATS answers depends on the whole batch: use the default behaviour")
-    numbers = [str(i) for i in range(model.num_classes)]
-    known = dict(classes=numbers, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    for source in (getattr(model.backbone, "pretrained_cfg", None) or {}, config, given):
-        known |= {name: source[name] for name in known if source.get(name) is not None}
-    if len(known["classes"]) != model.num_classes:
-        raise ValueError(f"{len(known['classes'])} classes are given for {model.num_classes} logits: "
-                         "give one label per logit")
-    return describe(model, known["classes"], known["mean"], known["std"])
+    if classes is None: classes = config.get("classes") or [str(i) for i in range(model.num_classes)]
+    if len(classes) != model.num_classes:
+        raise ValueError(f"{len(classes)} classes are given for {model.num_classes} logits: give one label per logit")
+    return describe(model, classes, changed(preparation_of(model), preparation))
 
 # %% ../../nbs/tools/04_exporting.ipynb #6e832fa9
 def export(
-    model: nn.Module | str | Path, # from `create_model`, or a finished run folder
+    model: nn.Module | str | Path, # from `create_model`, perhaps wrapped, or a finished run folder
     path: str | Path, # ends in .onnx or .pt2
     *, classes: Sequence[str] | None = None, # label of every logit; None: of the run, else numbers
-    mean: Sequence[float] | None = None, # of each channel, for pixels in [0, 1]; None: of the run, else timm's own
-    std: Sequence[float] | None = None, # the same for the standard deviation
+    preparation: Mapping[str, Any] = {}, # mean, std, crop_pct, interpolation that are not as the model says
 ) -> Path: # of the file
     """Write the model as ONNX or as an exported PyTorch program with any batch size.
     Beside it come a .json (labels, preparation of images, versions) and a .md (how to run it).
     Weights above 1.5 GiB go into a .onnx.data beside the .onnx.
-    Raises `ValueError` for another suffix, number of labels or of channels and for published ATS,
+    Raises `ValueError` for another suffix, preparation, number of labels or of channels and for published ATS,
     `ImportError` without the extra packages, `RuntimeError` if the file does not answer as the model does."""
     path = Path(path)
     if path.suffix not in WRITERS:
         raise ValueError(f"{path.name!r} does not end in .onnx or .pt2: the ending chooses the format")
     if path.suffix == ".onnx": _need("onnx", "onnxscript", "onnxruntime")
     model, config = _model_and_config(model)
-    about = _facts(model, config, dict(classes=classes, mean=mean, std=std))
+    about = _facts(model, config, classes, preparation)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
     try: _write_all(model, about, folder, path)
@@ -251,7 +256,7 @@ def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path
         raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
     data = [p.name for p in folder.iterdir() if p != part]
     part.with_suffix(".json").write_text(json.dumps(about, indent=1))
-    part.with_suffix(".md").write_text(note(path, about, data))
+    part.with_suffix(".md").write_text(note(path, about, data), encoding="utf-8")
     for p in sorted(folder.iterdir(), reverse=True): # data before the file that names it
         p.replace(path.with_name(p.name))
     if not data: path.with_name(f"{path.name}.data").unlink(missing_ok=True) # of an earlier, larger model

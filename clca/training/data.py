@@ -7,13 +7,13 @@ __all__ = ['add_splits', 'Data', 'content_hash', 'load_data']
 
 # %% ../../nbs/training/03_data.ipynb #6ba9f910
 import difflib, hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
 
+from ..tools.preparation import Preparation
 from clca.training.checks import (
     check_classes, check_rows, sorted_classes, warn_absent, warn_alike, warn_left_out, warn_repeated, warn_two_labels,
     without_bad)
@@ -164,6 +164,14 @@ def content_hash(table: pd.DataFrame) -> str: # 16 hex digits
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 # %% ../../nbs/training/03_data.ipynb #c8d930ce
+def _at_size(preparation: Preparation | None, image_size: int | tuple[int, int]) -> Preparation:
+    "The preparation that is given, or the default; ValueError if it is for another size."
+    default = Preparation(image_size)
+    if preparation is None: return default
+    if preparation.image_size == default.image_size: return preparation
+    raise ValueError(f"image_size is {image_size} and that of the preparation {preparation.image_size}: "
+                     "make them agree")
+
 def _image_sets(table: pd.DataFrame, classes: list[str], augment: bool, options: dict) -> dict[str, Images]:
     "The images of each split."
     numbers = {name: i for i, name in enumerate(classes)}
@@ -177,24 +185,25 @@ def load_data(
     dataset: str, # "typefaces", "folder", "csv", or a name in `DATASETS`
     data_root: str = "", # the folder, or the CSV; empty for a name: downloads/<name> in the data folder
     *,
-    image_size: int = 64, # side of the images that the model sees
+    image_size: int | tuple[int, int] = 64, # of the images that the model sees: a side, or height and width
     images_per_class: int = 150, # of the typefaces' training set
     seed: int = 0, # of the augmentation
     data_seed: int = 0, # of the typefaces' words, and of splits that have to be made
     augment: bool = True, # random crop and (but for words) flip in training
-    mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225), # of each channel
+    preparation: Preparation | None = None, # of the images, at this size; None: the default
     skip_bad: bool = False, # go on without files that cannot be read
     partial: bool = False, # go on with other numbers of images than are published
 ) -> Data:
     "The sets of images for a run. Raises ValueError with one sentence for whatever is wrong with the data."
-    sizes, seeds = dict(image_size=image_size, images_per_class=images_per_class), dict(seed=seed, data_seed=data_seed)
-    _check_request(dataset, sizes, seeds)
-    read = _read(dataset, data_root, partial, size=image_size, n=images_per_class, data_seed=data_seed)
+    sizes = dict(image_size=np.min(image_size), images_per_class=images_per_class)
+    _check_request(dataset, sizes, dict(seed=seed, data_seed=data_seed))
+    preparation = _at_size(preparation, image_size)
+    made = dict(size=max(preparation.image_size), n=images_per_class, data_seed=data_seed)
+    read = _read(dataset, data_root, partial, **made)
     table, left = _apart(read.table)
     table, bad = _checked(table, read.source, data_seed, skip_bad)
     classes = sorted_classes(table.label)
-    options = dict(size=image_size, mean=mean, std=std, flip=read.flip, seed=seed)
-    sets = _image_sets(table, classes, augment, options)
+    sets = _image_sets(table, classes, augment, dict(preparation=preparation, flip=read.flip, seed=seed))
     hold(sets.values())
     return Data(read.name, **sets, classes=classes, hash=content_hash(table),
                 skipped=bad.name.tolist(), left_out=pd.concat([left, bad], ignore_index=True))

@@ -11,6 +11,8 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..tools.tracing import evaluating
+
 # %% ../../nbs/training/05_evaluation.ipynb #2d9261a0
 def resolve_precision(
     precision: str, # as in `Recipe`
@@ -23,7 +25,7 @@ def resolve_precision(
     return "bf16-mixed" if recent else "16-mixed"
 
 # %% ../../nbs/training/05_evaluation.ipynb #22de5121
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     model: nn.Module, # images -> logits
     dataset: Dataset, # of (image, label)
@@ -33,14 +35,14 @@ def predict(
     device: str | torch.device = "cpu", # to which the model moves
     precision: str = "32-true", # resolved
 ) -> tuple[Tensor, Tensor]: # logits [N, classes], labels [N]
-    "Logits of every image, in order, with the model as it is at inference."
-    device, mode = torch.device(device), model.training
+    "Logits of every image, in order, with the model as it is at inference. Raises `ValueError` without an image."
+    if not len(dataset): raise ValueError("there is no image to predict: the data set is empty")
+    device = torch.device(device)
     half = torch.bfloat16 if precision == "bf16-mixed" else torch.half
     loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
-    model.to(device).eval()
-    with torch.autocast(device.type, half, enabled=precision != "32-true"):
+    model.to(device)
+    with evaluating(model), torch.autocast(device.type, half, enabled=precision != "32-true"):
         out = [(model(images.to(device, non_blocking=True)).float(), labels) for images, labels in loader]
-    model.train(mode)
     logits, labels = zip(*out)
     return torch.cat(logits), torch.cat(labels).to(device)
 

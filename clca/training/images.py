@@ -6,7 +6,7 @@
 __all__ = ['resized', 'augment', 'Images', 'hold']
 
 # %% ../../nbs/training/02_images.ipynb #9ce12590
-import os
+import math, mmap, os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,66 +18,77 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from ..tools.preparation import Preparation
 from .reading import read_image
 
 # %% ../../nbs/training/02_images.ipynb #af2f6325
 def resized(
     image: Image.Image, # RGB
-    size: int, # side that the model sees
-) -> Tensor: # [3, R, R] uint8 with R = int(size/0.875)
-    "The paper's first step for training and evaluation alike: a bicubic resize to a square larger than the input."
-    side = int(size/.875)
-    if image.size != (side, side): image = F.resize(image, [side, side], InterpolationMode.BICUBIC)
+    preparation: Preparation,
+) -> Tensor: # [3, *preparation.resize] uint8
+    "The paper's first step for training and evaluation alike: a resize to somewhat more than the input."
+    height, width = preparation.resize
+    how = InterpolationMode(preparation.interpolation)
+    if image.size != (width, height): image = F.resize(image, [height, width], how)
     return F.pil_to_tensor(image)
 
 # %% ../../nbs/training/02_images.ipynb #77fe73f7
 def augment(
-    image: Tensor, # [3, R, R]
-    size: int, # side of the crop
+    image: Tensor, # [3, R, S]
+    size: tuple[int, int], # height and width of the crop
     rng: np.random.Generator,
     flip: bool = True, # mirror half of the images
-) -> Tensor: # [3, size, size]
+) -> Tensor: # [3, *size]
     "The paper's weak augmentation: a random crop and a horizontal flip."
-    top, left = rng.integers(0, image.shape[-1] - size + 1, 2)
+    top, left = rng.integers(0, np.subtract(image.shape[-2:], size) + 1)
     mirror = flip and rng.random() < .5
-    image = image[:, top:top+size, left:left+size]
+    image = image[:, top:top+size[0], left:left+size[1]]
     return image.flip(-1) if mirror else image
+
+# %% ../../nbs/training/02_images.ipynb #51fdde43
+class _Epoch:
+    "A number that worker processes see change."
+    def __init__(self): self.number = np.frombuffer(mmap.mmap(-1, 8), np.int64) # shared by those that are forked
+
+    def __getstate__(self): # on the way to one that is not
+        self.number = torch.tensor(self.number).share_memory_()
+        return vars(self)
 
 # %% ../../nbs/training/02_images.ipynb #ea121c6f
 class Images(Dataset):
-    "Images of one split as (float [3, size, size], label)."
+    "Images of one split as (float [3, *preparation.image_size], label)."
     def __init__(self,
         paths: Sequence[str],
         labels: Sequence[int], # 0..C-1
-        size: int, # side that the model sees
-        mean: Sequence[float], std: Sequence[float], # of each channel, for pixels in [0, 1]
+        preparation: Preparation,
         augmented: bool = False, # random crop and flip, else the centre
         flip: bool = True,
         seed: int = 0,
     ):
-        self.paths, self.labels, self.size = list(paths), list(labels), size
-        self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+        self.paths, self.labels, self.preparation = list(paths), list(labels), preparation
+        self.size, colours = preparation.image_size, (preparation.mean, preparation.std)
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in colours)
         self.augmented, self.flip, self.seed = augmented, flip, seed
-        self.epoch, self.memory = torch.tensor(0).share_memory_(), None
+        self.epoch, self.memory = _Epoch(), None
 
     def __len__(self): return len(self.paths)
-    def set_epoch(self, epoch: int): self.epoch.fill_(epoch)
+    def set_epoch(self, epoch: int): self.epoch.number[0] = epoch
 
-    def pixels(self, i: int) -> Tensor: # [3, R, R] uint8
-        return resized(read_image(self.paths[i]), self.size) if self.memory is None else self.memory[i]
+    def pixels(self, i: int) -> Tensor: # [3, *preparation.resize] uint8
+        return resized(read_image(self.paths[i]), self.preparation) if self.memory is None else self.memory[i]
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = self.pixels(i)
         if self.augmented:
-            rng = np.random.default_rng([self.seed, int(self.epoch), i % len(self)])
+            rng = np.random.default_rng([self.seed, int(self.epoch.number[0]), i % len(self)])
             image = augment(image, self.size, rng, self.flip)
-        else: image = F.center_crop(image, [self.size, self.size])
+        else: image = F.center_crop(image, list(self.size))
         return (image.float().div_(255) - self.mean)/self.std, self.labels[i]
 
 # %% ../../nbs/training/02_images.ipynb #22ad42ec
 def _read_into_memory(images: Images, pool: ThreadPoolExecutor, bar: tqdm) -> None:
     "Decode all images of a set and hold them as bytes."
-    memory = torch.empty(len(images), 3, *[int(images.size/.875)]*2, dtype=torch.uint8)
+    memory = torch.empty(len(images), 3, *images.preparation.resize, dtype=torch.uint8)
     def load(i):
         memory[i] = images.pixels(i)
         bar.update()
@@ -90,7 +101,7 @@ def hold(
     limit: int = 512 * 2**20, # bytes
 ) -> None:
     "Decode all images once and hold them, if together they take less than `limit` bytes."
-    if sum(len(images)*3*int(images.size/.875)**2 for images in datasets) >= limit: return
+    if sum(len(images)*3*math.prod(images.preparation.resize) for images in datasets) >= limit: return
     bar = tqdm(desc="read images", total=sum(map(len, datasets)), delay=1, mininterval=.5)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for images in datasets: _read_into_memory(images, pool, bar)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..reducers.dyvit import distillation_loss
 from ..tools.checkpoints import load_checkpoint
+from ..tools.preparation import preparation_of
 from ..walk import Output
 
 # %% ../../nbs/training/07_teacher.ipynb #d9ecacbd
@@ -32,8 +33,9 @@ def check_teacher(
 # %% ../../nbs/training/07_teacher.ipynb #b4b49149
 def _shape(model: nn.Module) -> dict:
     "What teacher and student must have in common."
-    backbone = model.backbone
-    return dict(num_classes=model.num_classes, embed_dim=backbone.embed_dim, grid=backbone.patch_embed.grid_size)
+    backbone, images = model.backbone, preparation_of(model)
+    return dict(num_classes=model.num_classes, embed_dim=backbone.embed_dim, grid=backbone.patch_embed.grid_size,
+                mean=images.mean, std=images.std)
 
 # %% ../../nbs/training/07_teacher.ipynb #c6a5b32e
 class Teacher(nn.Module):
