@@ -143,7 +143,10 @@ def _opened(held: HeldSet, root: Path, **more) -> dict[str, list[VisionDataset]]
     def one(value): return kind(str(root), **{} if value is None else {held.key: value}, **held.options, **more)
     return {split: [one(value) for value in values] for split, values in held.splits.items()}
 
-def _in_one_line(error: Exception) -> str: return " ".join(str(error).split()).rstrip(".")
+def _in_one_line(error: Exception) -> str:
+    "What torchvision says, without its advice to its own callers."
+    said = str(error).replace("You can use download=True to download it", "")
+    return " ".join(said.split()).rstrip(".")
 
 # %% ../../nbs/training/02j_held.ipynb #51d1fd0c
 @contextmanager
