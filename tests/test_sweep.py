@@ -40,7 +40,7 @@ def test_presets(name, count):
 
 def test_paper_preset(tmp_path):
     runs = all_runs(**preset_axes("paper")[0])
-    assert [len({json.dumps(r[k]) for r in runs}) for k in ("backbone", "data_root", "keep", "seed")] == [9, 5, 5, 3]
+    assert [len({json.dumps(r[k]) for r in runs}) for k in ("backbone", "dataset", "keep", "seed")] == [9, 5, 5, 3]
     assert "2025 runs, 0 are done, 2025 to do, 8 at a time: duration unknown" in forecast(sweep_table(runs, tmp_path), 8)
 
 def test_evidence_has_all_methods_first():
