@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ..tools.cost import macs
 from ..tools.preparation import Preparation, changeable_values, preparation_of, record_of, set_preparation
+from .adapters import adapted
 from .evaluation import grade, predict, resolve_precision
 from .paths import locate
 from .files import write_atomic
@@ -132,7 +133,7 @@ def _epoch_row(trainer: L.Trainer, task: Classifier, train_loss: float, start: f
     "Validate, and all that is known about the epoch that ends."
     trained = time.perf_counter() - start
     val_loss, val_top1 = validate(task, data.val, precision)
-    images = trainer.num_training_batches * task.recipe.batch_size
+    images = trainer.num_training_batches // task.recipe.accumulate * task.recipe.batch_size
     return dict(epoch=trainer.current_epoch + 1, lr=trainer.optimizers[0].param_groups[0]["lr"],
         train_loss=train_loss, val_loss=val_loss, val_top1=val_top1,
         seconds=time.perf_counter() - start, images_per_second=images / trained, peak_memory_mb=peak_process_memory())
@@ -231,10 +232,10 @@ class Progress(L.Callback):
         done, epochs = trainer.current_epoch, trainer.max_epochs
         if not trainer.is_global_zero or done == epochs: return
         if done: print(f"Continued after epoch {done} of {epochs}.", flush=True)
-        self.bar = _bar(trainer.global_step, epochs * trainer.num_training_batches)
+        self.bar = _bar(trainer.global_step, epochs * trainer.num_training_batches // task.recipe.accumulate)
 
-    def on_train_batch_end(self, *_):
-        if self.bar: self.bar.update()
+    def on_train_batch_end(self, trainer, *_):
+        if self.bar: self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_epoch_end(self, trainer, task):
         if not trainer.is_global_zero: return
@@ -347,7 +348,31 @@ def _trainer(recipe: Recipe, precision: str, callbacks: list[L.Callback], out: P
         plugins=[AtomicIO()], default_root_dir=out, deterministic="warn" if warn else None,
         benchmark=False if cuda else None, sync_batchnorm=cuda and recipe.devices > 1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False)
+        use_distributed_sampler=False, accumulate_grad_batches=recipe.accumulate)
+
+# %% ../../nbs/training/08_loop.ipynb #d4257a59
+def _recompute(model: nn.Module, on: bool) -> None:
+    "Run the blocks again in the backward pass, or no longer. ValueError if a model cannot."
+    plain = unwrapped(model)
+    if not hasattr(plain, "set_grad_checkpointing"):
+        raise ValueError("checkpointing=True needs a model with set_grad_checkpointing(), as timm's have it, and "
+                         f"{type(plain).__name__} has none: leave it out")
+    plain.set_grad_checkpointing(on)
+
+# %% ../../nbs/training/08_loop.ipynb #69f29742
+@contextmanager
+def _recomputing(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    "While it trains a model runs its blocks again in the backward pass, if the recipe says so."
+    if recipe.checkpointing: _recompute(model, True)
+    try: yield
+    finally:
+        if recipe.checkpointing: _recompute(model, False)
+
+# %% ../../nbs/training/08_loop.ipynb #affe6b4e
+def _trained_of(trained: int, model: nn.Module) -> str:
+    "How much of a model learns, in words."
+    total = sum(p.numel() for p in model.parameters())
+    return f"{trained:,} of {total:,} parameters train ({trained / total:.2%})."
 
 # %% ../../nbs/training/08_loop.ipynb #2239de1b
 def fit(
@@ -360,9 +385,8 @@ def fit(
     "Train from the last checkpoint in the folder, or from the start; what the model has in `eval()` stays there."
     precision, last = resolve_precision(recipe.precision, recipe.devices), out/"last.ckpt"
     journal = Journal(data, out, precision, parameters)
-    with quiet():
+    with quiet(), _recomputing(model, recipe):
         trainer = _trainer(recipe, precision, [journal, Progress(journal)], out)
-        if not model.training: model.train()
         trainer.fit(Classifier(model, data, recipe, precision), ckpt_path=last if last.exists() else None)
     return trainer
 
@@ -429,7 +453,9 @@ def train(
     with locked(out) if first else nullcontext(), process_as_it_was(), _all_or_nothing(model, out, first):
         if first and (metrics := _finished(model, out, parameters)): return metrics # by now
         check_splits(data, recipe)
-        trainer = fit(model, data, out, recipe, parameters)
-        if trainer.is_global_zero: finish(model, data, out, recipe, parameters)
+        with adapted(model, recipe) as trained:
+            if first and recipe.adapter: print(_trained_of(trained, model))
+            trainer = fit(model, data, out, recipe, parameters)
+        if trainer.is_global_zero: finish(model, data, out, recipe, parameters | dict(trainable_params=trained))
         trainer.strategy.barrier()
         return read_record(out/"metrics.json")
