@@ -95,6 +95,7 @@ class Recipe:
     adapter: str = "" # what trains: all, "freeze" (only what is new), "lora", or another registered adapter
     adapter_rank: int = 8 # how wide that is which an adapter adds
     log_gradients: bool = False # the largest gradient of every step, in gradients.csv
+    logger: str = "auto" # where epochs go beside history.csv: tensorboard, wandb, mlflow, none; auto: see `loggers`
     teacher: str = "" # finished run without reduction, for DynamicViT to learn from; empty: none
 
     @property
@@ -106,6 +107,7 @@ class Recipe:
 
 # %% ../../nbs/training/04_recipe.ipynb #9038d717
 _PRECISIONS = "auto", "32-true", "bf16-mixed", "16-mixed"
+_LOGGERS = "auto", "none", "tensorboard", "wandb", "mlflow"
 _RULES = dict( # of each value: whether it can work, and what it must be
     epochs=(lambda r: r.epochs >= 1, "at least 1"),
     devices=(lambda r: r.devices >= 1, "at least 1"),
@@ -120,6 +122,7 @@ _RULES = dict( # of each value: whether it can work, and what it must be
     clip_grad=(lambda r: r.clip_grad >= 0, "0 (off) or more"),
     seed=(lambda r: 0 <= r.seed < 2**63, "from 0 to 2**63 - 1"),
     precision=(lambda r: r.precision in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
+    logger=(lambda r: r.logger in _LOGGERS, f"one of {', '.join(_LOGGERS)}"),
     workers=(lambda r: r.workers >= 0, "0 or more"))
 
 # %% ../../nbs/training/04_recipe.ipynb #6bdf3e5e
