@@ -49,7 +49,8 @@ def registries_restored() -> Iterator[None]:
     from clca.head import HEADS
     from clca.reducers import REDUCERS
     from clca.scores import SCORES
-    before = [(registry, dict(registry), set(registry.typed)) for registry in (REDUCERS, SCORES, HEADS)]
+    from clca.training.adapters import ADAPTERS
+    before = [(registry, dict(registry), set(registry.typed)) for registry in (REDUCERS, SCORES, HEADS, ADAPTERS)]
     try: yield
     finally:
         for registry, things, typed in before:

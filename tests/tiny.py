@@ -41,8 +41,8 @@ def model(seed=0):
 
 def image(): return torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
-RECIPE = Recipe(epochs=4, batch_size=8, lr=3e-3, log_gradients=True)
-SHORT = Recipe(epochs=1, batch_size=8, lr=3e-3)
+RECIPE = Recipe(epochs=4, batch_size=8, lr=3e-3, log_gradients=True, logger="none")
+SHORT = Recipe(epochs=1, batch_size=8, lr=3e-3, logger="none")
 
 if __name__ == "__main__":
     out, kill, devices = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

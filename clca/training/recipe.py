@@ -90,9 +90,16 @@ class Recipe:
     precision: str = "auto" # or 32-true, bf16-mixed, 16-mixed
     devices: int = 1 # GPUs (or processes on CPU)
     workers: int = 0 # processes that load images
+    accumulate: int = 1 # passes in which the images of a step are taken, for less memory
+    checkpointing: bool = False # run blocks again in the backward pass instead of keeping what they computed
+    adapter: str = "" # what trains: all, "freeze" (only what is new), "lora", or another registered adapter
+    adapter_rank: int = 8 # how wide that is which an adapter adds
     log_gradients: bool = False # the largest gradient of every step, in gradients.csv
+    logger: str = "auto" # where epochs go beside history.csv: tensorboard, wandb, mlflow, none; auto: see `loggers`
     teacher: str = "" # finished run without reduction, for DynamicViT to learn from; empty: none
 
+    @property
+    def parts(self) -> int: return self.devices * self.accumulate # into which the images of a step are divided
     def __post_init__(self):
         for name, (fits, words) in _RULES.items():
             value = getattr(self, name)
@@ -100,11 +107,14 @@ class Recipe:
 
 # %% ../../nbs/training/04_recipe.ipynb #9038d717
 _PRECISIONS = "auto", "32-true", "bf16-mixed", "16-mixed"
+_LOGGERS = "auto", "none", "tensorboard", "wandb", "mlflow"
 _RULES = dict( # of each value: whether it can work, and what it must be
     epochs=(lambda r: r.epochs >= 1, "at least 1"),
     devices=(lambda r: r.devices >= 1, "at least 1"),
-    batch_size=(lambda r: r.batch_size >= 2 * r.devices and not r.batch_size % r.devices,
-                "a multiple of devices, with at least 2 images for each of them"),
+    accumulate=(lambda r: r.accumulate >= 1, "at least 1"),
+    adapter_rank=(lambda r: r.adapter_rank >= 1, "at least 1"),
+    batch_size=(lambda r: r.batch_size >= 2 * r.parts and not r.batch_size % r.parts,
+                "a multiple of devices x accumulate, with at least 2 images for each part"),
     lr=(lambda r: 0 < r.lr < math.inf, "above 0 and finite"),
     weight_decay=(lambda r: 0 <= r.weight_decay < math.inf, "0 or more and finite"),
     warmup_epochs=(lambda r: 0 <= r.warmup_epochs <= r.epochs, "from 0 to the number of epochs"),
@@ -112,6 +122,7 @@ _RULES = dict( # of each value: whether it can work, and what it must be
     clip_grad=(lambda r: r.clip_grad >= 0, "0 (off) or more"),
     seed=(lambda r: 0 <= r.seed < 2**63, "from 0 to 2**63 - 1"),
     precision=(lambda r: r.precision in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
+    logger=(lambda r: r.logger in _LOGGERS, f"one of {', '.join(_LOGGERS)}"),
     workers=(lambda r: r.workers >= 0, "0 or more"))
 
 # %% ../../nbs/training/04_recipe.ipynb #6bdf3e5e
@@ -151,15 +162,16 @@ class Order(Sampler):
         self.dataset, self.recipe, self.epoch, self.rank = dataset, recipe, epoch, rank
         _check_batches(dataset, recipe)
 
-    def __len__(self): return len(self.dataset) // self.recipe.batch_size
+    def __len__(self): return len(self.dataset) // self.recipe.batch_size * self.recipe.accumulate
 
     def __iter__(self):
         seed, epoch = self.recipe.seed, self.epoch()
         seed_epoch(seed, epoch, self.rank)
         if hasattr(self.dataset, "set_epoch"): self.dataset.set_epoch(epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(self.dataset))
-        order = order[:len(self) * self.recipe.batch_size].reshape(len(self), self.recipe.devices, -1)
-        return iter(order[:, self.rank].tolist())
+        steps = len(order) // self.recipe.batch_size
+        order = order[:steps * self.recipe.batch_size].reshape(steps, self.recipe.devices, -1)
+        return iter(order[:, self.rank].reshape(len(self), -1).tolist())
 
 # %% ../../nbs/training/04_recipe.ipynb #514be22a
 def train_loader(

@@ -87,7 +87,9 @@ def _check_kind(out: Path, note: str) -> None:
 
 # %% ../../nbs/training/06_records.ipynb #0a04c808
 _FREE = {"out", "workers", "data_root", "preparation"} # what is asked for; what was done is `preparation_used`
+_FREE |= {"checkpointing", "logger"} # time for memory, to the same bits; who is told
 _ADDED = {"preparation_used": changeable_values(Preparation(1)), "weights": None} # of runs from before these names
+_ADDED |= {f.name: f.default for f in fields(Recipe) if f.name in ("accumulate", "adapter", "adapter_rank")}
 
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."
