@@ -76,7 +76,7 @@ def averaged(
     decay: float, # the most that a step leaves of the average
 ) -> ModelEmaV3: # `.module` has the averaged weights
     "The moving average of a model's weights and running statistics, which begins with those after the first step."
-    return ModelEmaV3(unwrapped(model), decay, use_warmup=True)
+    return ModelEmaV3(unwrapped(model), decay, use_warmup=True).requires_grad_(False) # DDP would wait for them
 
 # %% ../../nbs/training/08_loop.ipynb #9c7ac616
 class Averaged(L.LightningModule):
