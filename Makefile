@@ -7,6 +7,9 @@
 KEEP ?= 0.1
 P ?=
 VENV ?= .venv
+ifneq ($(words $(subst ~, ~ ,$(subst ', ' ,$(subst :, : ,$(VENV))))),1)
+$(error VENV is '$(VENV)': make cannot work with spaces, quotes, : or ~ in it, so write it out or name another place)
+endif
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && echo $$p && exit; done; echo python3)
 BIN := $(VENV)/bin
@@ -25,18 +28,21 @@ env: $(MADE)
 
 # The mark is made last and named after the dependency files: no mark of any name means that an environment was never finished.
 $(MADE):
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or \
+	@'$(PYTHON)' -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or \
 	    sys.exit("clca needs Python 3.11 or 3.12 and $(PYTHON) is %d.%d: install one of them, or name it with make PYTHON=..." % v)'
 	@if [ -e '$(VENV)' ] && [ ! -e '$(VENV)/pyvenv.cfg' ]; then \
 	    echo '$(VENV) exists and is not a virtual environment: name another place with make VENV=...' >&2; exit 1; fi
-	@if ls '$(VENV)'/.made-* >/dev/null 2>&1; then rm -f '$(VENV)'/.made-*; else $(PYTHON) -m venv --clear '$(VENV)'; fi
+	@if ls '$(VENV)'/.made-* >/dev/null 2>&1; then rm -f '$(VENV)'/.made-*; else '$(PYTHON)' -m venv --clear '$(VENV)'; fi
 	@echo 'Making the environment in $(VENV): several minutes and gigabytes, once.'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,export]'
 	@touch '$@'
 
 # $(call run,folder,parameters): the notebook named like the target, executed into its folder, then what it measured.
+# A relative folder is seen from CLCA_ROOT, as the notebooks see it, so that notebook and results come to one place.
 define run
-	@out="$${OUT:-$(1)}"; mkdir -p "$$out"; echo "papermill nbs/$@.ipynb $$out/$@.ipynb"; \
+	@out="$${OUT:-$(1)}"; if [ "$$CLCA_ROOT" ] && [ "$${out#/}" = "$$out" ]; then \
+	mkdir -p "$$CLCA_ROOT" && out="$$(cd "$$CLCA_ROOT" && pwd)/$$out"; fi; \
+	mkdir -p "$$out"; echo "papermill nbs/$@.ipynb $$out/$@.ipynb"; \
 	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --log-output --no-progress-bar </dev/null && \
 	$(BIN)/python docs/repository.py results "$$out"
 endef

@@ -25,6 +25,10 @@ def one_thread():
 SLOW = {
     "test_compile.py::*": 0,
     "test_coverage.py::*": 0,
+    "test_documented.py::test_make[[]make*": 0,
+    "test_documented.py::test_papermill*": 0,
+    "test_datasets.py::test_leaves_at_their_true_numbers*-soyg*": 0,
+    "test_datasets.py::test_leaves_at_their_true_numbers*-soyageing?": 0,
     "test_export.py::*": 0,
     "test_figures.py::*": 0,
     "test_wheel.py::*": 0,

@@ -32,6 +32,12 @@ def guards(path: Path) -> list[int]: return [i for i, c in enumerate(code_cells(
 def runnable() -> list[Path]: return [p for p in notebooks() if tagged(p) or guards(p)]
 def name(path: Path) -> str: return path.relative_to(ROOT/"nbs").with_suffix("").as_posix()
 
+def shown(nb) -> list[str]:
+    "What is said of each picture that a notebook holds; nothing if one of the two places says nothing."
+    outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    there = [o.data.get("text/html", "").startswith("<img alt=") for o in outputs]
+    return [html and o.metadata.get("image/png", {}).get("alt", "") for html, o in zip(there, outputs)]
+
 def exported_cells(path: Path) -> list[list[str]]:
     "The lines of each cell that becomes code of the package."
     sources = [c.source.splitlines() for c in code_cells(path) if EXPORT.search(c.source)]

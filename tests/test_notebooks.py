@@ -10,7 +10,8 @@ import papermill
 import pytest
 import torch
 import yaml
-from helpers import ROOT, code_cells, guards, name, notebooks, registries_restored, runnable, tagged
+from helpers import ROOT, code_cells, guards, name, notebooks, registries_restored, runnable, shown, tagged
+from nbconvert import HTMLExporter
 from nbdev import test as nbt
 from nbdev.config import get_config
 
@@ -67,6 +68,17 @@ def test_runs(path, tmp_path):
     done = papermill.execute_notebook(str(copy), str(tmp_path/"done.ipynb"), given, cwd=str(ROOT), progress_bar=False,
                                       execution_timeout=settings.get("timeout", 120))
     assert json.loads(done.cells[-1].outputs[-1].text) == given
+    assert all(shown(done)), "a picture has no alternative text"
+
+def test_pictures_are_described(caplog):
+    "Each has an alternative text, which nbconvert puts into the page: it warns of a picture without one."
+    found = {name(path): shown(nbformat.read(path, 4)) for path in notebooks()}
+    bare = [path for path, texts in found.items() if not all(texts)]
+    assert sum(map(len, found.values())) > 9 and not bare
+    path = ROOT/"nbs"/"lab"/"15_speed_figures.ipynb"
+    page, _ = HTMLExporter().from_filename(str(path))
+    assert page.count("<img") == len(shown(nbformat.read(path, 4))) and "No description" not in page
+    assert not caplog.records
 
 @pytest.mark.parametrize("target", ["train", "ablation", "figures", "benchmark", "predict"])
 def test_make_target(target):

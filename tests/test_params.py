@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from nbclient import NotebookClient
 from nbdev import test as nbt
 from papermill.cli import papermill
-from clca.lab.params import as_kind
+from clca.lab.params import as_kind, check_parameters
 from helpers import ROOT
 
 PARAMETERS = """keep: "Union[float, list[float]]" = 0.1 # share of tokens
@@ -103,3 +103,29 @@ def test_a_value_that_fits_stays_what_it_is(pair):
 @given(st.sampled_from([float, int, list[int], list[float]]), st.booleans())
 def test_a_truth_value_is_no_number(kind, value):
     with pytest.raises(TypeError): as_kind([value] if kind in (list[int], list[float]) else value, kind)
+
+def read(source, kind):
+    "What a notebook with one parameter gets, or the sentence that refuses it."
+    values, cell = {}, f"more: {kind} = {source} # anything"
+    exec(cell, values)
+    try: return check_parameters([cell], values)["more"]
+    except ValueError as e: return str(e)
+
+@pytest.mark.parametrize("source, kind, seen", [
+    ("{'weight_decay': '1e-4'}", "dict", {"weight_decay": 1e-4}),
+    ("'{\"weight_decay\": \"1e-4\"}'", "dict | None", {"weight_decay": 1e-4}),
+    ("{'a': [{'b': '-2.E+3'}], 'c': 'e4', 'd': 'v1e4', 'e': ''}", "dict",
+     {"a": [{"b": -2e3}], "c": "e4", "d": "v1e4", "e": ""}),
+    ("['1e3', 'a', None]", "list", [1e3, "a", None]),
+    ("{'1': '0.5'}", "dict[str, float]", {"1": .5}),
+    ("['1', '1e3']", "list[str]", ["1", "1e3"]),
+    ("['0.5', '1e-3']", "list[float]", [.5, 1e-3]),
+    ("{'size': ['8']}", "dict", "more['size'][0] = '8' is a text and no number: write 8 without quotes"),
+    ("['1']", "list[int]", "more = ['1'] does not fit its type list[int]: write it like '[3, 6, 9]'"),
+    ("3", "list[str]", "more = 3 does not fit its type list[str]: write it like '[\"a\", \"b\"]'"),
+    ("{8: 'patch_size'}", "dict", "more has the key 8: its keys must be texts"),
+    ("'{\"a\": 1, \"a\": 2}'", "dict", "more gives 'a' twice: one of the two would count for nothing"),
+    ("{'a': 1, 'b': {'c': 1, 'c': 2}}", "dict",
+     "the cell of parameters gives 'c' twice: one of the two would count for nothing"),
+])
+def test_what_is_in_a_list_or_a_dictionary(source, kind, seen): assert read(source, kind) == seen

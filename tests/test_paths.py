@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, code_cells, runnable
 
+from clca.training import typefaces as made_pictures
 from clca.training.data import load_data
 from clca.training.paths import checkout, data_dir, destination, locate, printable, root, shipped
+from clca.training.typefaces import typefaces
 
 @pytest.fixture
 def guest(tmp_path, monkeypatch):
@@ -98,3 +100,14 @@ def test_every_path_of_a_runnable_notebook_goes_through_the_resolvers():
     "Neither the root nor the working directory is joined by hand, and nobody expands `~` twice."
     odd = re.compile(r"\broot\(\)|expanduser|\bcwd\(\)")
     assert not [p.name for p in runnable() for c in code_cells(p) if odd.search(c.source)]
+
+@pytest.mark.parametrize("trouble", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
+def test_pictures_that_cannot_be_written(guest, monkeypatch, tmp_path, trouble):
+    "Whether it is the folder or the disk: a sentence that names the remedy, and nothing is left."
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"disk"))
+    def refuse(*_, **__): raise trouble
+    where, what = (made_pictures.tempfile, "mkdtemp") if trouble.errno == 13 else (made_pictures, "_write")
+    monkeypatch.setattr(where, what, refuse)
+    with pytest.raises(type(trouble), match=rf"cannot be written to .*disk/data \({trouble.strerror}\).*CLCA_ROOT"):
+        typefaces(16, 1)
+    assert not list((tmp_path/"disk"/"data").iterdir())

@@ -132,3 +132,9 @@ def test_exported_cells_are_small():
     counts = sorted(lengths().values())
     assert statistics.median(counts) <= 10 and counts[int(.95 * len(counts))] <= 25
     assert not [cell for cell, n in lengths().items() if n > 40]
+
+def test_bars_are_text():
+    "A notebook stores a widget as it was when it appeared, at 0 %, for whoever opens it later or makes HTML of it."
+    texts = {path: path.read_text() for path in [*(ROOT/"clca").rglob("*.py"), *notebooks()]}
+    assert any("from tqdm import tqdm" in text for text in texts.values())
+    assert not [path for path, text in texts.items() if re.search(r"tqdm\.(auto|notebook|autonotebook|rich)\b", text)]

@@ -40,7 +40,7 @@ def test_presets(name, count):
 
 def test_paper_preset(tmp_path):
     runs = all_runs(**preset_axes("paper")[0])
-    assert [len({json.dumps(r[k]) for r in runs}) for k in ("backbone", "data_root", "keep", "seed")] == [9, 5, 5, 3]
+    assert [len({json.dumps(r[k]) for r in runs}) for k in ("backbone", "dataset", "keep", "seed")] == [9, 5, 5, 3]
     assert "2025 runs, 0 are done, 2025 to do, 8 at a time: duration unknown" in forecast(sweep_table(runs, tmp_path), 8)
 
 def test_evidence_has_all_methods_first():
@@ -114,8 +114,9 @@ def test_failures_are_retried_and_reported(tmp_path):
     assert sweep_table(runs, tmp_path/"runs").done.tolist() == [True, False, True]
 
 def test_killed_and_started_again(tmp_path):
-    "kill -9 of a sweep: its run lives on, and a second sweep waits for it instead of making it again."
-    nb = notebook(tmp_path/"nb.ipynb", 'print(1, file=open(out/"starts", "a"))\ntime.sleep(5)\ndone()')
+    "kill -9 of a sweep: its run ends with it, and a second sweep starts it again, where its checkpoint lets it go on."
+    nb = notebook(tmp_path/"nb.ipynb", 'first = not (out/"starts").exists()\nprint(1, file=open(out/"starts", "a"))\n'
+                                       'if first: time.sleep(300)\ndone()')
     code = f"from clca.lab.sweep import run_one; run_one(dict(seed=0), {str(tmp_path)!r}, {str(nb)!r})"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     starts, until = tmp_path/run_folder(dict(seed=0))/"starts", time.time() + 100
@@ -123,7 +124,7 @@ def test_killed_and_started_again(tmp_path):
     os.kill(child.pid, signal.SIGKILL); child.wait()
     assert not finished(dict(seed=0), tmp_path)
     result = run_one(dict(seed=0), tmp_path, nb)
-    assert result["status"] == "done" and starts.read_text() == "1\n"
+    assert result["status"] == "done" and result["attempts"] == 1 and starts.read_text() == "1\n1\n"
 
 def test_rates_are_chosen_on_validation(tmp_path, monkeypatch):
     "The test split of every trial says the opposite, and not one record's test accuracy is read."

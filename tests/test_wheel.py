@@ -68,14 +68,16 @@ def pip(command: str, *options) -> None:
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
-def wheel(folder: Path) -> Path:
-    "The wheel of a copy of this checkout, so that nothing is left in it."
-    copy = folder/"checkout"
-    copy.mkdir()
+def checkout(copy: Path) -> Path:
+    "A copy of what pip needs of this checkout, so that nothing is left in it."
+    copy.mkdir(parents=True)
     for name in "settings.ini setup.py pyproject.toml README.md LICENSE MANIFEST.in constraints.txt".split():
         shutil.copy(ROOT/name, copy/name)
     shutil.copytree(ROOT/"clca", copy/"clca", ignore=shutil.ignore_patterns("__pycache__"))
-    pip("wheel", "--no-build-isolation", "-w", folder, copy)
+    return copy
+
+def wheel(folder: Path) -> Path:
+    pip("wheel", "--no-build-isolation", "-w", folder, checkout(folder/"checkout"))
     return next(folder.glob("clca-*.whl"))
 
 @pytest.fixture(scope="module")
@@ -107,3 +109,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed):
     assert {n for n in own if not n.endswith(".dist-info")} == {"clca"}
     packages = {p.parent.relative_to(ROOT) for p in (ROOT/"clca").rglob("__init__.py")}
     assert {p.parent.relative_to(site) for p in (site/"clca").rglob("__init__.py")} == packages
+
+def test_the_folder_above_a_checkout_is_not_the_package(tmp_path):
+    "git calls the checkout clca, as the package in it is called; `pip install -e` must find the inner one from above."
+    package, site = checkout(tmp_path/"src"/"clca")/"clca", tmp_path/"site"
+    pip("install", "--no-build-isolation", "--target", site, "-e", package.parent)
+    ask = f"import importlib.util, site; site.addsitedir({str(site)!r}); print(importlib.util.find_spec('clca').origin)"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    for cwd in (tmp_path/"src", tmp_path/"src"/"clca", tmp_path):
+        done = subprocess.run([sys.executable, "-S", "-c", ask], cwd=cwd, env=env, capture_output=True, text=True)
+        assert Path(done.stdout.strip()) == package/"__init__.py", done.stderr

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['VARIANT_LABELS', 'REDUCER_LABELS', 'DATASET_LABELS', 'BACKBONE_LABELS', 'PALETTE', 'MARKERS', 'HATCHES', 'label',
-           'in_order', 'readable', 'style', 'look', 'hollow', 'filled', 'panels', 'legend_beside', 'credit', 'caption',
-           'file_hash', 'save_figure']
+           'in_order', 'alt_text', 'describe_figures', 'readable', 'style', 'look', 'hollow', 'filled', 'panels',
+           'legend_beside', 'credit', 'caption', 'file_hash', 'save_figure']
 
 # %% ../../nbs/lab/10_house_style.ipynb #d416d919
+import base64
 import hashlib
+import html
+import io
 import json
 import platform
 import re
@@ -23,8 +26,10 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from matplotlib.font_manager import findfont, fontManager
 from matplotlib.ft2font import FT2Font
 
@@ -72,6 +77,45 @@ def in_order(
     "Names in the order in which figures show them: known ones first, then all others by the alphabet."
     known = {name: place for place, name in enumerate(_KNOWN)}
     return sorted(set(names), key=lambda name: (known.get(name, len(known)), str(name)))
+
+# %% ../../nbs/lab/10_house_style.ipynb #a17e0003
+def _panel(ax: Axes) -> str:
+    "One panel in words; nothing if it says nothing of itself."
+    x, y = ax.get_xlabel(), ax.get_ylabel()
+    drawn = f"{y} against {x}" if x and y else x or y
+    names = ", ".join(text.get_text() for text in ax.get_legend().get_texts()) if ax.get_legend() else ""
+    parts = [ax.get_title(), drawn, f"for {names}" if names else ""]
+    return ": ".join(filter(None, [parts[0], " ".join(filter(None, parts[1:]))]))
+
+# %% ../../nbs/lab/10_house_style.ipynb #a17e0004
+def alt_text(
+    fig: Figure,
+) -> str: # at most some 700 characters
+    "What a figure shows, in words that it has itself: titles, axes, legends, small print."
+    legends = [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+    panels = [*map(_panel, fig.axes), f"for {', '.join(legends)}" if legends else ""]
+    small = [text.get_text() for text in fig.texts if text.get_text() != fig.get_suptitle()]
+    parts = filter(None, [fig.get_suptitle(), "; ".join(filter(None, panels)), *small])
+    text = ". ".join(" ".join(part.split()).rstrip(".") for part in parts)
+    number = len(fig.axes)
+    return textwrap.shorten(text or f"a figure of {number} panel{'s' * (number != 1)}", 700, placeholder=" …")
+
+# %% ../../nbs/lab/10_house_style.ipynb #a17e0005
+def describe_figures() -> None:
+    "From now on every figure that a notebook displays carries its `alt_text`; `style` calls this."
+    if shell := get_ipython(): shell.display_formatter.mimebundle_formatter.for_type(Figure, _in_words)
+
+def _in_words(fig: Figure) -> tuple[dict, dict]: # HTML, and metadata of the picture
+    text, png = alt_text(fig), get_ipython().display_formatter.formatters["image/png"](fig)
+    data, size = png if isinstance(png, tuple) else (png, {}) # twice as many pixels come with their size
+    return {"text/html": _img(data, text, **size)} if data else {}, {"image/png": {"alt": text}}
+
+def _img(png: str, text: str, **size: int) -> str: # base64; pixels on the page
+    file = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png))).save(file, "WEBP", lossless=True)
+    sides = "".join(f' {side}="{pixels}"' for side, pixels in size.items())
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{html.escape(text)}"{sides} src="data:image/webp;base64,{data}">'
 
 # %% ../../nbs/lab/10_house_style.ipynb #cd9a12bf
 PALETTE, MARKERS, HATCHES = sns.color_palette("colorblind"), "oDs^vP*X<>", ["", "///", "\\\\\\", "xx", "..", "++"]
@@ -122,6 +166,7 @@ def style(
 ) -> None:
     "Set the house style for every figure made after it, whatever a matplotlibrc says."
     families = [_SETTINGS["font.family"], *_other_fonts("".join(names))[0]]
+    describe_figures()
     mpl.style.use("default")
     sns.set_theme(style="whitegrid", palette="colorblind", rc=_SETTINGS | {"font.family": families})
 

@@ -8,6 +8,7 @@ __all__ = ['as_kind', 'injected', 'check_parameters', 'small_settings']
 # %% ../../nbs/lab/00_params.ipynb #3862b650
 import ast
 import os
+import re
 import tempfile
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +54,8 @@ def as_kind(
     if base in (list, tuple, dict) and isinstance(value, str): value = ast.literal_eval(value)
     if base in (list, tuple) and isinstance(value, (list, tuple)):
         return base(as_kind(item, inner[0]) if inner else item for item in value)
+    if base is dict and inner and isinstance(value, dict):
+        return {as_kind(key, inner[0]): as_kind(item, inner[1]) for key, item in value.items()}
     value = _number(value, base)
     if not _is_a(value, base): raise TypeError(f"{value!r} is no {_written(kind)}")
     return value
@@ -104,6 +107,7 @@ def _other(name: str, known: Iterable[str]) -> str:
 
 # %% ../../nbs/lab/00_params.ipynb #7272621c
 _HINTS = {
+    list[str]: "write it like '[\"a\", \"b\"]'",
     str: "papermill turns numbers, nan, None and True into values, so pass text with -r",
     bool: "write True or False",
     list: "write it like '[3, 6, 9]'",
@@ -122,15 +126,45 @@ _EXAMPLES = {
 def _advice(kind: Any) -> str:
     "How to write a value of `kind`."
     if get_origin(kind) not in (Union, UnionType):
-        return _HINTS.get(get_origin(kind) or kind, "pass a value of that type")
+        return _HINTS.get(kind) or _HINTS.get(get_origin(kind) or kind, "pass a value of that type")
     return "write " + ", or ".join(_EXAMPLES.get(one, _written(one)) for one in get_args(kind))
+
+# %% ../../nbs/lab/00_params.ipynb #e5aa0002
+_EXPONENT, _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", r"[-+]?(\d+\.?\d*|\.\d+)"
+
+def _with_numbers(name: str, value: Any) -> Any:
+    "What is in a list or dictionary of anything, with `1e-4` as a number; `ValueError` for other numbers as text."
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str): raise ValueError(f"{name} has the key {key!r}: its keys must be texts")
+        return {key: _with_numbers(f"{name}[{key!r}]", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_numbers(f"{name}[{i}]", item) for i, item in enumerate(value))
+    if not isinstance(value, str): return value
+    if re.fullmatch(_EXPONENT, value): return float(value)
+    if not re.fullmatch(_NUMBER, value): return value
+    raise ValueError(f"{name} = {value!r} is a text and no number: write {value} without quotes")
+
+# %% ../../nbs/lab/00_params.ipynb #e5aa0005
+def _check_keys(
+    name: str, # of what is checked
+    source: str, # Python
+) -> None:
+    "Raise `ValueError` for a key that a dictionary in it gives twice."
+    for node in ast.walk(ast.parse(source.strip())):
+        keys = [key.value for key in getattr(node, "keys", ()) if isinstance(key, ast.Constant)]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise ValueError(f"{name} gives {twice[0]!r} twice: one of the two would count for nothing")
 
 # %% ../../nbs/lab/00_params.ipynb #7e6af490
 def _check_type(name: str, value: Any, kind: Any) -> Any:
     "`value` as `kind`, or a `ValueError` that names both."
-    try: return as_kind(value, kind)
+    try: made = as_kind(value, kind)
     except (TypeError, ValueError, SyntaxError):
         raise ValueError(f"{name} = {value!r} does not fit its type {_written(kind)}: {_advice(kind)}") from None
+    if isinstance(value, str) and isinstance(made, dict): _check_keys(name, value)
+    untold = {kind, *get_args(kind)} & {list, tuple, dict}
+    return _with_numbers(name, made) if untold else made
 
 # %% ../../nbs/lab/00_params.ipynb #317dd5f8
 def _kind_of(annotation: Any) -> Any:
@@ -147,6 +181,8 @@ def check_parameters(
     if not kinds:
         raise ValueError("no annotated parameters found: call check_parameters(In, globals()) in the cell after them")
     _check_names(history, kinds)
+    for source in history:
+        if _names(source, ast.AnnAssign): _check_keys("the cell of parameters", source)
     settings = {name: _check_type(name, names[name], kind) for name, kind in kinds.items()}
     names.update(settings)
     return settings

@@ -24,7 +24,7 @@ from numpy import ndarray
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from .house_style import PALETTE, style
+from .house_style import PALETTE, describe_figures, style
 from ..tokens import Plan
 
 # %% ../../nbs/lab/16_pictures.ipynb #711a7f36
@@ -85,6 +85,7 @@ def show_stages(
     patch: int = 16, # pixels
 ) -> Figure:
     "The image, and after each stage what is left of it."
+    describe_figures()
     tokens, size = patch_tokens(image, patch), image.shape[1]
     fig, axes = plt.subplots(1, len(shares) + 1, figsize=(2.2 * len(shares) + 2.2, 2.5))
     names = ["input", *(f"stage {i + 1}" for i in range(len(shares)))]

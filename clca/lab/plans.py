@@ -104,7 +104,7 @@ def unweighted(
     with torch.device("meta"): return TokenReducedViT(without_weights(spec))
 
 # %% ../../nbs/lab/04_plans.ipynb #ba55eb49
-_DATA_OPTIONS = ("dataset", "data_root", "image_size", "images_per_class", "data_seed")
+_DATA_OPTIONS = ("dataset", "data_root", "image_size", "images_per_class", "data_seed", "skip_bad", "partial")
 _MODEL_OPTIONS = (*OPTIONS, "backbone_kwargs")
 _RECIPE_OPTIONS = tuple(Recipe.__dataclass_fields__)
 
@@ -166,7 +166,7 @@ PRESETS = dict(
         **_small_vit(64, reg_tokens=4), image_size=48, images_per_class=150, epochs=6, lr=1.5e-3, seed=[0, 1, 2],
         keep=[.1, .25], variant=["clca"], protect=[False, True]),
     paper=dict(
-        dataset="folder", data_root=[f"data/downloads/{name}" for name in _LEAVES],
+        dataset=list(_LEAVES),
         backbone=_VITS, backbone_kwargs={}, pretrained=True, protocol="paper", image_size=448,
         reducer=["evit"], variant=["base", "cla", "clca"], keep=[.1, .25, .5, .7, 1.], seed=[1, 10, 100]))
 

@@ -46,7 +46,8 @@ def snapshot(
 # %% ../../nbs/lab/09_snapshots.ipynb #889b71c6
 def data_of_run(metrics: dict[str, Any], run: str | Path, preparation: Preparation) -> Data:
     "The data that a run was made from, prepared as given. Raises `ValueError` if there are other data now."
-    options = {name: metrics[name] for name in ("image_size", "images_per_class", "data_seed")}
+    names = "image_size", "images_per_class", "data_seed", "skip_bad", "partial"
+    options = {name: metrics[name] for name in names if name in metrics}
     data = load_data(metrics["dataset"], metrics["data_root"], **options, preparation=preparation, augment=False)
     if data.hash != metrics["data_hash"]:
         raise ValueError(f"{run} was made from other data ({metrics['data_hash']}) than there is now ({data.hash})")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..attention import QKV, attend, project
 from ..backbone import FirstTokens, Seam, call_block, embed

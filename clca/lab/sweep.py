@@ -6,10 +6,12 @@
 __all__ = ['work', 'estimate', 'sweep_table', 'forecast', 'command', 'last_words', 'run_one', 'run_all', 'search_lr']
 
 # %% ../../nbs/lab/06_sweep.ipynb #b8d78763
+import ctypes
 import fcntl
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from typing import Any, TextIO
 import nbformat
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .plans import finished, run_folder, unweighted
 from .rates import choose_lr, trials
@@ -127,9 +129,13 @@ def _environment(threads: int) -> dict[str, str]:
     return ours | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 def _attempt(line: list[str], threads: int, lock: TextIO, log: TextIO) -> int: # exit code
-    "Run a command that holds the lock as long as it lives, even if we do not."
-    return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root(),
+    "Run a command that holds the lock as long as it lives; it ends when we do, however we end."
+    return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root(), preexec_fn=_end_with_us,
                           pass_fds=[lock.fileno()], env=_environment(threads)).returncode
+
+def _end_with_us() -> None:
+    "Ask Linux to terminate this process when the one that started it is gone; a run's kernel ends by itself then."
+    if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGTERM) # 1: PR_SET_PDEATHSIG
 
 # %% ../../nbs/lab/06_sweep.ipynb #86261924
 def run_one(

@@ -6,6 +6,8 @@
 __all__ = ['grid', 'ats', 'unique', 'ATS', 'published_ats', 'published_mask']
 
 # %% ../../nbs/reducers/04_ats.ipynb #aaf99be3
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,12 @@ def grid(
     k: int, # nominal number of samples, plus one
     like: Tensor, # for the device
 ) -> Tensor: # [G] about k - 1 points in 0…1
-    """1/(2k), 3/(2k), …
-    The expression is the published one to the letter: its rounding decides whether there are k - 1 points or k."""
-    return torch.arange(1 / (2 * k), (2 * k - 1) / (2 * k), 2 / (2 * k), device=like.device)
+    "1/(2k), 3/(2k), …, as many as published: the rounding of its expression decides if that is k - 1 or k."
+    start, stop, step = _published_range(k)
+    odd = 2 * torch.arange(math.ceil((stop - start) / step), device=like.device) + 1
+    return odd.float() / (2 * k)
+
+def _published_range(k: int) -> tuple[float, float, float]: return 1 / (2 * k), (2 * k - 1) / (2 * k), 2 / (2 * k)
 
 # %% ../../nbs/reducers/04_ats.ipynb #69a98ae2
 def ats(
@@ -89,7 +94,7 @@ def published_ats(
     "The published sampling with its defects."
     cdf = (score / (score.sum(1, keepdim=True) + 1e-6)).cumsum(1)
     if valid is not None: cdf = cdf + .1 * ~valid
-    points = grid(k, cdf).to(cdf.dtype)
+    points = torch.arange(*_published_range(k), device=cdf.device).to(cdf.dtype)
     if len(points) == 0:
         nothing = score.new_zeros(len(score), 0)
         return Select(nothing.long(), nothing.bool())

@@ -15,7 +15,8 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,17 @@ from .checkpoints import load_checkpoint
 from .preparation import Preparation, changeable_values, changed, preparation_of
 from .tracing import bare
 
+# %% ../../nbs/tools/04_exporting.ipynb #c1f0aa02
+@contextmanager
+def _fresh_torch() -> Iterator[None]:
+    "What torch is in a fresh Python, but without gradients; as it was afterwards."
+    kind = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (torch.device("cpu"), torch.inference_mode(False), torch.no_grad(),
+              torch.autocast("cpu", enabled=False)): yield
+    finally: torch.set_default_dtype(kind)
+
 # %% ../../nbs/tools/04_exporting.ipynb #aa61377f
 def _plain(model: nn.Module) -> nn.Module:
     "A copy to trace and compare, out of `torch.compile`."
@@ -36,6 +48,7 @@ def _plain(model: nn.Module) -> nn.Module:
 def _size(model: nn.Module) -> tuple[int, int, int]: # channels, height, width
     return model.in_chans, *model.patch_embed.img_size
 
+@_fresh_torch()
 def program(
     model: nn.Module, # from `create_model`
 ) -> torch.export.ExportedProgram: # of a copy in evaluation, single precision, on the CPU
@@ -43,12 +56,12 @@ def program(
     model = _plain(model)
     images = torch.zeros(2, *_size(model))
     free = ({0: torch.export.Dim("batch")},)
-    with torch.no_grad(): return torch.export.export(model, (images,), dynamic_shapes=free)
+    return torch.export.export(model, (images,), dynamic_shapes=free)
 
 # %% ../../nbs/tools/04_exporting.ipynb #bdf5e730
 def _need(*packages: str) -> None:
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
-    if missing: raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install clca[export]")
+    if missing: raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install 'clca[export]'")
 
 def _write_onnx(graph: torch.export.ExportedProgram, path: Path) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
@@ -71,17 +84,19 @@ def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None:
 WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
 
 # %% ../../nbs/tools/04_exporting.ipynb #d8c0b7ed
+@_fresh_torch()
 def run_file(
     path: str | Path, # .onnx or .pt2
     images: Tensor, # [B, 3, H, W], or as many channels as the model takes
 ) -> Tensor: # [B, C] logits
-    "Logits of an exported file, by ONNX Runtime or PyTorch."
+    "Logits of an exported file, by ONNX Runtime or PyTorch, on the CPU and in single precision."
+    images = images.detach().cpu().float()
     if Path(path).suffix == ".pt2": return torch.export.load(path).module()(images).detach()
     import onnxruntime
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
-@torch.no_grad()
+@_fresh_torch()
 def difference(
     model: nn.Module, # from `create_model`
     path: str | Path, # what was exported from it
@@ -127,12 +142,12 @@ def _kind(model: nn.Module) -> dict[str, Any]:
 _START = {
     ".onnx": (
         "onnxruntime",
-        'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
+        'session = onnxruntime.InferenceSession({file}, providers=["CPUExecutionProvider"])',
         'logits = session.run(["logits"], {{"images": images}})[0]',
     ),
     ".pt2": (
         "torch",
-        'program = torch.export.load("{file}").module()',
+        "program = torch.export.load({file}).module()",
         "logits = program(torch.from_numpy(images)).detach().numpy()",
     ),
 }
@@ -151,13 +166,19 @@ import json, sys
 import numpy as np, {package}
 from PIL import Image, ImageOps
 
-about = json.load(open("{name}.json"))
+about = json.load(open({json}))
 (h, w), (H, W) = about["image_size"], about["resize"]
 top, left = round((H - h) / 2), round((W - w) / 2)
 
 def load(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    image = image.resize((W, H), Image.Resampling[about["interpolation"].upper()])
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"): # 16 bits become 8
+        image = Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+    if image.mode == "F": sys.exit(f"{{path}} has floats for pixels, whose range is unknown")
+    if image.has_transparency_data: # is laid on white
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB").resize((W, H), Image.Resampling[about["interpolation"].upper()])
     pixels = np.asarray(image, dtype=np.float32)[top:top + h, left:left + w] / 255
     return ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1).astype(np.float32)
 
@@ -186,7 +207,8 @@ def note(
         files = " and ".join(f"`{name}`" for name in data)
         text += (f" Its weights are in {files}, without which it does not run: "
                  "keep both under their names in one folder.")
-    lines = dict(package=package, start=start.format(file=path.name), call=call.format())
+    quoted = {"file": json.dumps(path.name), "json": json.dumps(f"{path.stem}.json")} # as Python writes them, too
+    lines = dict(package=package, start=start.format(**quoted), call=call.format(), json=quoted["json"])
     return _NOTE.format(
         file=path.name, name=path.stem, about=text, h=height, w=width, c=len(about["classes"]), **lines)
 
@@ -207,7 +229,7 @@ def _model_and_config(model: nn.Module | str | Path) -> tuple[nn.Module, dict[st
 def _facts(
     model: nn.Module,
     config: dict[str, Any], # of its run
-    classes: Sequence[str] | None, # None: of the run, else numbers
+    classes: Iterable[str] | None, # None: of the run, else numbers
     preparation: Mapping[str, Any], # values that are to be others
 ) -> dict[str, Any]: # what goes with the file
     "Labels, and the preparation of images as the model says, but for what is given."
@@ -217,33 +239,56 @@ def _facts(
     if model.spec.reference and model.spec.reducer == "ats":
         raise ValueError("reference=True with reducer='ats' cannot be exported, "
                          "since what published ATS answers depends on the whole batch: use the default behaviour")
-    if classes is None: classes = config.get("classes") or [str(i) for i in range(model.num_classes)]
-    if len(classes) != model.num_classes:
-        raise ValueError(f"{len(classes)} classes are given for {model.num_classes} logits: give one label per logit")
-    return describe(model, classes, changed(preparation_of(model), preparation))
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("the model has no weights, since it was made on the meta device: load them first")
+    if not isinstance(preparation, Mapping):
+        raise ValueError(f"preparation={preparation!r} must be a dictionary, such as dict(crop_pct=1.0)")
+    labels = _labels(config.get("classes") if classes is None else classes, model.num_classes)
+    return describe(model, labels, changed(preparation_of(model), preparation))
+
+# %% ../../nbs/tools/04_exporting.ipynb #b3d2f7aa
+def _labels(
+    classes: Iterable[str] | None, # None: numbers
+    number: int, # of logits
+) -> list[str]:
+    "One label per logit, as JSON can hold them."
+    if isinstance(classes, (str, bytes)):
+        raise ValueError(f"classes={classes!r} is one text: give a list with one label per logit")
+    labels = [str(label) for label in (range(number) if classes is None else classes)]
+    if len(labels) == number: return labels
+    raise ValueError(f"{len(labels)} classes are given for {number} logits: give one label per logit")
 
 # %% ../../nbs/tools/04_exporting.ipynb #6e832fa9
+@_fresh_torch()
 def export(
     model: nn.Module | str | Path, # from `create_model`, perhaps wrapped, or a finished run folder
     path: str | Path, # ends in .onnx or .pt2
-    *, classes: Sequence[str] | None = None, # label of every logit; None: of the run, else numbers
+    *, classes: Iterable[str] | None = None, # label of every logit; None: of the run, else numbers
     preparation: Mapping[str, Any] = {}, # mean, std, crop_pct, interpolation that are not as the model says
 ) -> Path: # of the file
     """Write the model as ONNX or as an exported PyTorch program with any batch size.
     Beside it come a .json (labels, preparation of images, versions) and a .md (how to run it).
     Weights above 1.5 GiB go into a .onnx.data beside the .onnx.
     Raises `ValueError` for another suffix, preparation, number of labels or of channels and for published ATS,
-    `ImportError` without the extra packages, `RuntimeError` if the file does not answer as the model does."""
-    path = Path(path)
-    if path.suffix not in WRITERS:
-        raise ValueError(f"{path.name!r} does not end in .onnx or .pt2: the ending chooses the format")
-    if path.suffix == ".onnx": _need("onnx", "onnxscript", "onnxruntime")
+    `ImportError` without the extra packages, `OSError` if the disk is full,
+    `RuntimeError` if the file does not run or does not answer as the model does. Then nothing is left behind."""
+    path = _target(path)
     model, config = _model_and_config(model)
     about = _facts(model, config, classes, preparation)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
     try: _write_all(model, about, folder, path)
+    except OSError as e: raise OSError(e.errno, f"{path} could not be written, and nothing is left of it: {e}") from e
     finally: shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+def _target(path: str | Path) -> Path:
+    "The file that is to be written, if it can be."
+    path = Path(path).expanduser()
+    if path.suffix not in WRITERS:
+        raise ValueError(f"{path.name!r} does not end in .onnx or .pt2: the ending chooses the format")
+    if path.is_dir(): raise ValueError(f"{str(path)!r} is a folder: give the name of a file in it")
+    if path.suffix == ".onnx": _need("onnx", "onnxscript", "onnxruntime")
     return path
 
 # %% ../../nbs/tools/04_exporting.ipynb #bead919b
@@ -251,11 +296,14 @@ def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path
     "Write everything into a folder, and move it to its place if the file answers as the model does."
     part = folder / path.name # the final name, for an ONNX file names its data file
     WRITERS[path.suffix](program(model), part)
-    about["difference"] = difference(model, part)
+    try: about["difference"] = difference(model, part)
+    except Exception as e:
+        why = str(e).strip().split("\n")[0]
+        raise RuntimeError(f"the exported file does not run: it is not kept ({type(e).__name__}: {why})") from e
     if not about["difference"] < 1e-3:
         raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
     data = [p.name for p in folder.iterdir() if p != part]
-    part.with_suffix(".json").write_text(json.dumps(about, indent=1))
+    part.with_suffix(".json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     part.with_suffix(".md").write_text(note(path, about, data), encoding="utf-8")
     for p in sorted(folder.iterdir(), reverse=True): # data before the file that names it
         p.replace(path.with_name(p.name))

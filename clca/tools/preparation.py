@@ -35,9 +35,10 @@ class Preparation:
     def __post_init__(self):
         checked = dict(image_size=_sides(self.image_size), mean=_colours("mean", self.mean),
                        std=_colours("std", self.std))
-        for name, value in checked.items(): object.__setattr__(self, name, value)
         _check_crop(self.crop_pct)
         _check_interpolation(self.interpolation)
+        checked["crop_pct"] = float(self.crop_pct) # a number of NumPy's is none for JSON
+        for name, value in checked.items(): object.__setattr__(self, name, value)
 
     @property
     def resize(self) -> tuple[int, int]: # height and width

@@ -144,7 +144,8 @@ def warn_absent(
     "Warn of classes that have no validation or no test image."
     classes = sorted_classes(table.label)
     for split in ("val", "test"):
-        absent = [c for c in classes if c not in set(table.label[table.split == split])]
+        there = set(table.label[table.split == split])
+        absent = [c for c in classes if c not in there]
         if absent:
             warnings.warn(f"{len(absent)} of {len(classes)} classes have no {_WORDS[split]} image: "
                           f"{_first(map(repr, absent))}; averages are over the classes that occur", stacklevel=2)

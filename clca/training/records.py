@@ -88,8 +88,9 @@ def _check_kind(out: Path, note: str) -> None:
 # %% ../../nbs/training/06_records.ipynb #0a04c808
 _FREE = {"out", "workers", "data_root", "preparation", "protocol"} # asked for; done was what the other names say
 _LATER = ("min_lr", "cooldown_epochs", "layer_decay", "drop_path", "augmentation", "mixup", "cutmix", "erasing", "ema")
-_ADDED = {"preparation_used": changeable_values(Preparation(1)), "weights": None, # of runs from before these names
-          **{name: getattr(Recipe, name) for name in _LATER}}
+_ADDED = { # what runs did that are from before these names
+    "preparation_used": changeable_values(Preparation(1)), "weights": None, "partial": False,
+    **{name: getattr(Recipe, name) for name in _LATER}}
 
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TYPEFACES', 'SPLITS', 'GENERATOR', 'font', 'split_of', 'word', 'render', 'picture', 'typefaces']
 
-# %% ../../nbs/training/01_typefaces.ipynb #95aab826
-import os, shutil, string, tempfile
+# %% ../../nbs/training/01_typefaces.ipynb #079e7a77
+import string
 from pathlib import Path
 from zlib import crc32
 
@@ -14,7 +14,7 @@ import matplotlib, numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
-from .paths import data_dir
+from .paths import data_dir, made_once
 
 # %% ../../nbs/training/01_typefaces.ipynb #1e2582a1
 TYPEFACES = """DejaVuSans DejaVuSans-Oblique DejaVuSans-Bold DejaVuSans-BoldOblique
@@ -88,15 +88,7 @@ def _write(folder: Path, side: int, n: int, seed: int) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         picture(side, seed, split, label, k).save(target, compress_level=1)
 
-# %% ../../nbs/training/01_typefaces.ipynb #b8a04b9c
-def _move(part: Path, folder: Path) -> None:
-    "Give a complete folder its final name, unless another process was first."
-    part.chmod(0o755)
-    try: os.rename(part, folder)
-    except OSError:
-        if not folder.is_dir(): raise
-
-# %% ../../nbs/training/01_typefaces.ipynb #c2b36f51
+# %% ../../nbs/training/01_typefaces.ipynb #e184c9fe
 def typefaces(
     image_size: int = 64, # side of the pictures that the model will see
     images_per_class: int = 150, # training pictures of each class; validation and test have as many, at most 50
@@ -105,10 +97,8 @@ def typefaces(
     """The data set, generated on first use: complete or not there at all, even if several processes start at once.
     Pictures are larger than `image_size` by 1/0.875, which is what the crop leaves of them."""
     folder = data_dir()/f"typefaces-v{GENERATOR}-{image_size}-{images_per_class}-{seed}"
-    if folder.is_dir(): return folder
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-    try:
-        _write(part, int(image_size/.875), images_per_class, seed)
-        _move(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
-    return folder
+    try: return made_once(folder, lambda part: _write(part, int(image_size/.875), images_per_class, seed))
+    except OSError as e:
+        if e.errno is None: raise # not the disk: a typeface that matplotlib lacks
+        raise OSError(e.errno, f"the typefaces cannot be written to {folder.parent} ({e.strerror}): make it possible, "
+                      "or set the variable CLCA_ROOT to another folder, for data and runs") from None
