@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, code_cells, runnable
 
-from clca.training import typefaces as made_pictures
+from clca.training import paths, typefaces as made_pictures
 from clca.training.data import load_data
 from clca.training.paths import checkout, data_dir, destination, locate, printable, root, shipped
 from clca.training.typefaces import typefaces
@@ -106,7 +106,7 @@ def test_pictures_that_cannot_be_written(guest, monkeypatch, tmp_path, trouble):
     "Whether it is the folder or the disk: a sentence that names the remedy, and nothing is left."
     monkeypatch.setenv("CLCA_ROOT", str(tmp_path/"disk"))
     def refuse(*_, **__): raise trouble
-    where, what = (made_pictures.tempfile, "mkdtemp") if trouble.errno == 13 else (made_pictures, "_write")
+    where, what = (paths.tempfile, "mkdtemp") if trouble.errno == 13 else (made_pictures, "_write")
     monkeypatch.setattr(where, what, refuse)
     with pytest.raises(type(trouble), match=rf"cannot be written to .*disk/data \({trouble.strerror}\).*CLCA_ROOT"):
         typefaces(16, 1)

@@ -15,6 +15,7 @@ from clca.tools.checkpoints import to_reference_state
 from clca.tools.preparation import Preparation, changeable_values, choose_preparation, preparation_of, record_of, set_preparation
 from clca.training import load_data, train
 from clca.training.images import Images, hold, read_image
+from clca.training.protocols import PROTOCOLS
 from clca.training.recipe import Recipe
 from clca.training.records import check_folder, folder_name
 from test_train_notebook import start
@@ -155,8 +156,8 @@ def test_published_weights_had_the_default(tmp_path):
     weights = to_reference_state(build(depth=12, embed_dim=24, num_heads=3))
     torch.save(dict(config=args, model={n: t.float() for n, t in weights.items()}), tmp_path/"m.pth")
     assert preparation_of(load_checkpoint(tmp_path/"m.pth")) == Preparation(32)
-    axes = PRESETS["paper"]
-    assert choose_preparation(build(), axes["preparation"]) == Preparation(32)
+    assert PRESETS["paper"]["protocol"] == "paper"
+    assert choose_preparation(build(), PROTOCOLS["paper"]["preparation"]) == Preparation(32)
 
 # Folders -------------------------------------------------------------------------------------------------------------
 

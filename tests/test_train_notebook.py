@@ -4,6 +4,8 @@ import re
 import pytest
 from helpers import ROOT, code_cells, is_tagged
 
+from clca.training.protocols import PROTOCOLS
+
 PATH = ROOT/"nbs"/"train.ipynb"
 
 def start(values: str, out) -> dict:
@@ -42,6 +44,15 @@ def start(values: str, out) -> dict:
         ('backbone_kwargs = {"patchsize": 8}', "'vit_tiny_patch16_224' cannot be built with .*patchsize=8"),
         ('teacher = "runs/none"', "runs/none does not exist: give"),
         ("epochs = 0", "epochs = 0 is out of range: it must be at least 1"),
+        ('protocol = "moderm"', "unknown protocol 'moderm': did you mean 'modern'"),
+        ('protocol = "modern"\nbatch_size = 9', "batch_size = 9 cannot be mixed: mixup and cutmix take two images"),
+        ('protocol = "paper"\nepochs = 5', "cooldown_epochs = 5.0 is out of range: it must be from 0 to the epochs after"),
+        ('augmentation = "strong"', "augmentation = 'strong' is out of range: it must be one of weak, trivial, rand"),
+        ("layer_decay = 1.5", "layer_decay = 1.5 is out of range: it must be above 0, up to 1"),
+        (
+            'protocol = "modern"\nbackbone_kwargs = {"drop_path_rate": 0.2}',
+            "backbone_kwargs has drop_path_rate = 0.2 and the protocol drop_path = 0.1: leave it out",
+        ),
         ('precision = "fp16"', "precision = 'fp16' is out of range: it must be one of auto, 32-true"),
     ],
     ids=lambda v: v.split(" = ")[0] if " = " in v else "",
@@ -73,3 +84,21 @@ def test_the_mark_of_a_test_changes_no_run(tmp_path, monkeypatch, mark):
     monkeypatch.setenv("IN_TEST", mark)
     names = start("epochs = 7", tmp_path/"run")
     assert names["recipe"].epochs == 7 and names["batch_size"] == 32 and names["folder"] == tmp_path/"run"
+
+@pytest.mark.parametrize("name", ["typefaces", "paper", "modern"])
+def test_what_is_not_given_the_protocol_says(name, tmp_path, monkeypatch):
+    "And what is given holds; recorded is what is done. The rate at which blocks are skipped goes to the model."
+    monkeypatch.delenv("IN_TEST", raising=False)
+    names = start(f"protocol = {name!r}\nweight_decay = 0.2\nepochs = 20", tmp_path/"run")
+    table = PROTOCOLS[name] | dict(weight_decay=.2, epochs=20)
+    assert vars(names["recipe"]).items() >= {k: v for k, v in table.items() if k != "preparation"}.items()
+    assert table.items() <= names["settings"].items() and names["epochs"] == 20
+    assert dict(names["spec"].timm_kwargs).get("drop_path_rate", 0) == table["drop_path"]
+    assert names["settings"]["backbone_kwargs"] == dict(names["spec"].timm_kwargs)
+
+def test_folders_have_the_names_that_they_had(tmp_path, monkeypatch):
+    "Before there were protocols: a run of the default goes on in its folder."
+    monkeypatch.delenv("IN_TEST", raising=False)
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path))
+    assert start("", "")["folder"].name == "typefaces-evit-keep0.1-seed0-91ac13a0"
+    assert start("epochs = 3", "")["folder"].name != start("", "")["folder"].name

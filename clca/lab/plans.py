@@ -26,9 +26,10 @@ from torch import nn
 from .runs import collect_runs, keep_history, load_runs, plain_value, read_metrics
 from ..model import TokenReducedViT
 from ..spec import CACHE_ONLY, OPTIONS, Spec, spec_of, variant_options, without_weights
-from ..tools.preparation import Preparation, changeable_values, choose_preparation
+from ..tools.preparation import choose_preparation
 from ..training.data import load_data
 from ..training.paths import shipped
+from ..training.protocols import with_protocol
 from ..training.recipe import Recipe
 from ..training.typefaces import TYPEFACES
 from ..weights import weights_file
@@ -80,7 +81,8 @@ def finished(
     "The metrics of a finished run; `ValueError` if its folder holds a run with other parameters."
     try: record = read_metrics(Path(folder)/run_folder(run))
     except ValueError: return None
-    for name, wanted in run.items():
+    whole = with_protocol(run) # what was asked for as None, or in part
+    for name, wanted in ((name, whole[name]) for name in run):
         if name in record and record[name] != plain_value(wanted):
             raise ValueError(f"{record['folder']} holds a run with {name} = {record[name]!r}, not {wanted!r}: "
                              "use another folder for this sweep")
@@ -128,7 +130,7 @@ def check_runs(
                          "and 'none' needs keep = 1")
     defaults = _notebook_defaults(notebook)
     _check_known(runs, defaults, notebook)
-    whole = [defaults | run for run in runs]
+    whole = [with_protocol(defaults | run) for run in runs]
     for recipe in _different(whole, _RECIPE_OPTIONS): Recipe(**recipe)
     for model in _different(whole, (*_MODEL_OPTIONS, "preparation")):
         if "backbone" in model: choose_preparation(unweighted(model), model.get("preparation", {}))
@@ -165,9 +167,7 @@ PRESETS = dict(
         keep=[.1, .25], variant=["clca"], protect=[False, True]),
     paper=dict(
         dataset=list(_LEAVES),
-        backbone=_VITS, backbone_kwargs={}, pretrained=True,
-        preparation=changeable_values(Preparation(448)), # the authors', whatever the weights were trained with
-        image_size=448, batch_size=32, epochs=50, warmup_epochs=2, clip_grad=0., lr=1e-4,
+        backbone=_VITS, backbone_kwargs={}, pretrained=True, protocol="paper", image_size=448,
         reducer=["evit"], variant=["base", "cla", "clca"], keep=[.1, .25, .5, .7, 1.], seed=[1, 10, 100]))
 
 # %% ../../nbs/lab/04_plans.ipynb #432abcca

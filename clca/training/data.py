@@ -190,6 +190,7 @@ def load_data(
     seed: int = 0, # of the augmentation
     data_seed: int = 0, # of the typefaces' words, and of splits that have to be made
     augment: bool = True, # random crop and (but for words) flip in training
+    augmentation: str = "weak", # what else is done to a training image: "trivial" or "rand", as the recipe says
     preparation: Preparation | None = None, # of the images, at this size; None: the default
     skip_bad: bool = False, # go on without files that cannot be read
     partial: bool = False, # go on with other numbers of images than are published
@@ -203,7 +204,8 @@ def load_data(
     table, left = _apart(read.table)
     table, bad = _checked(table, read.source, data_seed, skip_bad)
     classes = sorted_classes(table.label)
-    sets = _image_sets(table, classes, augment, dict(preparation=preparation, flip=read.flip, seed=seed))
+    sets = _image_sets(table, classes, augment, dict(preparation=preparation, flip=read.flip, seed=seed,
+                                                     augmentation=augmentation))
     hold(sets.values())
     return Data(read.name, **sets, classes=classes, hash=content_hash(table),
                 skipped=bad.name.tolist(), left_out=pd.concat([left, bad], ignore_index=True))

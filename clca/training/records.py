@@ -86,10 +86,13 @@ def _check_kind(out: Path, note: str) -> None:
             raise ValueError(f"{out} holds {name}, and no {note} says what it belongs to: use another folder (out).")
 
 # %% ../../nbs/training/06_records.ipynb #0a04c808
-_FREE = {"out", "workers", "data_root", "preparation"} # what is asked for; what was done is `preparation_used`
+_FREE = {"out", "workers", "data_root", "preparation", "protocol"} # asked for; done was what the other names say
 _FREE |= {"checkpointing", "logger"} # time for memory, to the same bits; who is told
-_ADDED = {"preparation_used": changeable_values(Preparation(1)), "weights": None} # of runs from before these names
-_ADDED |= {f.name: f.default for f in fields(Recipe) if f.name in ("accumulate", "adapter", "adapter_rank")}
+_LATER = ("min_lr", "cooldown_epochs", "layer_decay", "drop_path", "augmentation", "mixup", "cutmix", "erasing", "ema",
+          "accumulate", "adapter", "adapter_rank")
+_ADDED = { # what runs did that are from before these names
+    "preparation_used": changeable_values(Preparation(1)), "weights": None, "partial": False,
+    **{name: getattr(Recipe, name) for name in _LATER}}
 
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."
