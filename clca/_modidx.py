@@ -1111,6 +1111,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'clca.training.reading._known_kind': ( 'training/reading.html#_known_kind',
                                                                               'clca/training/reading.py'),
                                        'clca.training.reading._numbers': ('training/reading.html#_numbers', 'clca/training/reading.py'),
+                                       'clca.training.reading._on_white': ('training/reading.html#_on_white', 'clca/training/reading.py'),
                                        'clca.training.reading._open_tiff': ('training/reading.html#_open_tiff', 'clca/training/reading.py'),
                                        'clca.training.reading._pages': ('training/reading.html#_pages', 'clca/training/reading.py'),
                                        'clca.training.reading._to_8_bits': ('training/reading.html#_to_8_bits', 'clca/training/reading.py'),

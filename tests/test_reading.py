@@ -298,3 +298,14 @@ def test_a_file_that_breaks_later_is_named(tmp_path, harm):
     if harm == "cut": file.write_bytes(file.read_bytes()[:60])
     else: Path(file).unlink()
     with pytest.raises(ValueError, match=r"x\.png cannot be read: .*(truncated|No such file)"): images[0]
+
+def test_the_transparent_value_of_sixteen_bits_is_white(tmp_path):
+    shades = np.array([[0, 30000], [60000, 30000]], np.uint16)
+    Image.fromarray(shades).save(tmp_path/"a.png", transparency=0)
+    seen = np.asarray(read_image(tmp_path/"a.png"))[..., 0]
+    assert seen.tolist() == [[255, 117], [233, 117]]
+
+@pytest.mark.parametrize("start,kind", [(b"\x89HDF\r\n\x1a\n", "HDF5"), (b"GRIB\0\0\0\1", "GRIB"), (b"BUFR\0\0\0\4", "BUFR")])
+def test_what_pillow_knows_by_name_only(start, kind, tmp_path):
+    (tmp_path/"a.h5").write_bytes(start + bytes(100))
+    with pytest.raises(ValueError, match=f"{kind}, which Pillow cannot read: convert it"): read_image(tmp_path/"a.h5")

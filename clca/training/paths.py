@@ -122,6 +122,7 @@ def why_missing(
     "What is different on the disk, in words; nothing if nothing there is like it."
     base = base or Path.cwd()
     if "\\" in path and _alike(base/path.replace("\\", "/")): return "; write / instead of \\ in it"
+    if os.path.islink(base/path): return "; it is a link to something that is not there"
     there = _alike(base/path)
     return f"; the disk has {ascii(os.path.relpath(there, base))}" if there else ""
 

@@ -43,6 +43,11 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     except Exception: return None # Pillow's parsers raise whatever they stumble over
 
 # %% ../../nbs/training/01a_reading.ipynb #a0cfa4a3
+def _on_white(image: Image.Image, shades: Image.Image) -> Image.Image:
+    "Shades of a 16-bit picture, white where its one transparent value stands."
+    clear = image.info.get("transparency")
+    return shades if clear is None else Image.fromarray(np.where(np.asarray(image) == clear, np.uint8(255), shades))
+
 def to_rgb(
     image: Image.Image, # of any mode
 ) -> Image.Image:
@@ -51,7 +56,7 @@ def to_rgb(
     turn = _turn(image)
     if image.mode == "F":
         raise ValueError("pixels are 32-bit floats, whose range is unknown: save it with 8 or 16 bits")
-    if image.mode.startswith("I"): image = _to_8_bits(image)
+    if image.mode.startswith("I"): image = _on_white(image, _to_8_bits(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -124,7 +129,8 @@ _BEGINNINGS = { # the first bytes of a file → what it is, and the remedy
     b"%pdf": ("PDF", "convert it to PNG"),
     b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull"),
     b"\x93NUMPY": ("a NumPy array", "convert it to PNG"), b"v/1\x01": ("OpenEXR", "convert it to PNG"),
-    b"\x89HDF": ("HDF5", "convert it to PNG"), b"PK\x03\x04": ("a ZIP archive", "unpack it")}
+    b"\x89HDF": ("HDF5", "convert it to PNG"), b"GRIB": ("GRIB", "convert it to PNG"),
+    b"BUFR": ("BUFR", "convert it to PNG"), b"PK\x03\x04": ("a ZIP archive", "unpack it")}
 
 # %% ../../nbs/training/01a_reading.ipynb #83d3ef55
 _HEIF = "convert it to PNG or JPEG, or install pillow-heif"
@@ -183,6 +189,7 @@ def _without_texts(png: bytes) -> bytes:
 # %% ../../nbs/training/01a_reading.ipynb #986e47f6
 def _decoded(data: bytes) -> tuple[Image.Image, bool]: # 8-bit RGB; whether the file has more than 8 bits a sample
     "All of an image. Raises whatever Pillow raises."
+    if data[:4] in (b"\x89HDF", b"GRIB", b"BUFR"): raise ValueError(_what_it_is(data)) # Pillow knows no more than names
     is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and data[8:10] == b"CR": raise ValueError(f"{_RAW[0]}, of which Pillow reads a preview: {_RAW[1]}")
     with _open_tiff(data) if is_tiff else Image.open(io.BytesIO(data)) as image:
