@@ -156,6 +156,61 @@ def test_a_checkpoint_of_another_model_is_named(stopped):
     records.AtomicIO().save_checkpoint(checkpoint, out/"last.ckpt")
     assert "last.ckpt holds the weights of another model" in refusal(out, recipe=recipe)
 
+@pytest.fixture
+def other_machine(monkeypatch):
+    "What `auto` is from now on."
+    return lambda precision: monkeypatch.setattr("clca.training.loop.resolve_precision", lambda *_: precision)
+
+def test_a_run_keeps_its_precision(stopped, other_machine):
+    "Another machine would go on in another one, in silence."
+    out, recipe = stopped
+    other_machine("bf16-mixed")
+    why = refusal(out, recipe=recipe)
+    assert "was trained in 32-true so far, and precision=auto is bf16-mixed on this machine" in why
+    other_machine("32-true")
+    assert go(out, recipe=recipe)["precision_used"] == "32-true"
+
+def test_a_checkpoint_without_its_precision_goes_on(stopped):
+    "As those of earlier versions."
+    out, recipe = stopped
+    checkpoint = records.AtomicIO().load_checkpoint(out/"last.ckpt")
+    for state in checkpoint["callbacks"].values(): state.pop("precision", None)
+    records.AtomicIO().save_checkpoint(checkpoint, out/"last.ckpt")
+    assert go(out, recipe=recipe)["epochs"] == 2
+
+def test_weights_of_a_finished_run_that_do_not_fit(finished):
+    model = tiny.model()
+    model.reset_classifier(5)
+    assert "holds the weights of another model" in refusal(finished, model=model)
+
+def test_a_stop_leaves_a_folder_that_was_a_run(finished, tmp_path):
+    "metrics.json was damaged and deleted, as the message says; stopped in the first epoch, the same command goes on."
+    for path in finished.iterdir(): (tmp_path/path.name).write_bytes(path.read_bytes())
+    (tmp_path/"metrics.json").unlink()
+    with pytest.raises(KeyboardInterrupt): go(tmp_path, data=ending(10, KeyboardInterrupt()))
+    assert go(tmp_path)["epochs"] == 1
+
+def test_weights_that_are_no_numbers(tmp_path):
+    model = tiny.model()
+    with torch.no_grad(): model.blocks[0].attn.qkv.weight[0, 0] = float("nan")
+    assert "values in blocks.0.attn.qkv.weight that are no finite numbers" in refusal(tmp_path, model=model)
+    assert not contents(tmp_path)
+
+def test_a_home_folder_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    go("~/run")
+    assert (tmp_path/"run"/"metrics.json").exists()
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, Path("x"), [1, float("inf")]], ids=str)
+def test_parameters_that_are_no_json(tmp_path, value):
+    assert refusal(tmp_path/"run", extra=value).startswith(f"extra = {value!r} cannot be recorded: give text")
+    assert not (tmp_path/"run").exists()
+
+def test_another_preparation_is_said_with_its_remedy(tmp_path):
+    claim_folder(tmp_path, dict(preparation_used=dict(crop_pct=.9)))
+    with pytest.raises(ValueError, match="give what it has as `preparation` to go on"):
+        check_folder(tmp_path, dict(preparation_used=dict(crop_pct=1.)))
+
 # Whose folder it is --------------------------------------------------------------------------------------------------
 
 def test_a_refusal_leaves_the_folder_as_it_was(finished):

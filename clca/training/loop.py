@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ..tools.cost import macs
 from ..tools.preparation import Preparation, changeable_values, preparation_of, record_of, set_preparation
 from .evaluation import grade, predict, resolve_precision
-from .paths import locate
+from .paths import destination, locate
 from .files import write_atomic
 from .recipe import Recipe, check_splits, lr_factor, own_state, param_groups, seed_epoch, state_here
 from .recipe import train_loader, unwrapped
@@ -65,6 +65,12 @@ def optimisation(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total, warmup))
 
 # %% ../../nbs/training/08_loop.ipynb #1165d2a5
+def _check_fits(path: Path | str, state: dict[str, Tensor], model: nn.Module) -> None: # path: of the weights
+    "Raise `ValueError` if the weights are those of another model."
+    if {n: v.shape for n, v in state.items()} == {n: v.shape for n, v in model.state_dict().items()}: return
+    raise ValueError(f"{path} holds the weights of another model, perhaps of another version of timm: "
+                     "delete it and start again, or use another folder (out).")
+
 class Classifier(L.LightningModule):
     "A model with its loss, its optimiser and its schedule."
     def __init__(self,
@@ -101,9 +107,7 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint):
         checkpoint["state_dict"] = state = state_here(self, checkpoint["state_dict"])
-        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in self.state_dict().items()}:
-            raise ValueError(f"{self.trainer.ckpt_path} holds the weights of another model, perhaps of another "
-                             "version of timm: delete it and start again, or use another folder (out).")
+        _check_fits(self.trainer.ckpt_path, state, self)
 
 # %% ../../nbs/training/08_loop.ipynb #3dc61efa
 def _total(metric) -> float:
@@ -164,8 +168,12 @@ class Journal(L.Callback):
         self.data, self.out, self.precision, self.parameters = data, out, precision, parameters
         self.rows, self.gradients, self.steps = [], [], []
 
-    def state_dict(self): return dict(rows=self.rows, gradients=self.gradients)
-    def load_state_dict(self, state): self.rows, self.gradients = state["rows"], state["gradients"]
+    def state_dict(self): return dict(rows=self.rows, gradients=self.gradients, precision=self.precision)
+    def load_state_dict(self, state):
+        self.rows, self.gradients, began = state["rows"], state["gradients"], state.get("precision", self.precision)
+        if began != self.precision:
+            raise ValueError(f"{self.out} was trained in {began} so far, and precision=auto is {self.precision} on this "
+                             "machine: go on with it on a machine like the first, or use another folder (out).")
 
     def on_fit_start(self, trainer, task):
         if self.rows and trainer.is_global_zero: self.write(task.recipe)
@@ -382,15 +390,22 @@ def process_as_it_was() -> Iterator[None]:
         if handler and threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, handler)
 
 # %% ../../nbs/training/08_loop.ipynb #4c8a8e25
+def _check_numbers(model: nn.Module) -> None:
+    "Raise `ValueError` if a model that is to be trained cannot be, for its weights are no numbers."
+    bad = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
+    if bad: raise ValueError(f"the weights that the model starts from have values in {bad} that are no finite numbers: "
+                             "mend the file that they come from, or give other weights.")
+
 @contextmanager
 def _all_or_nothing(model: nn.Module, out: Path, first: bool) -> Iterator[None]: # first: of the processes
     "Without a checkpoint, a run that fails leaves the model and the folder as they were."
     start = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    free = not (out/"parameters.json").exists()
     try: yield
     except BaseException:
         if not (out/"last.ckpt").exists() and not (out/"metrics.json").exists():
             model.load_state_dict(start)
-            if first: (out/"parameters.json").unlink(missing_ok=True)
+            if first and free: (out/"parameters.json").unlink(missing_ok=True)
         raise
 
 # %% ../../nbs/training/08_loop.ipynb #44324590
@@ -403,7 +418,8 @@ def _finished(model: nn.Module, out: Path, parameters: dict) -> dict | None:
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{out/'model.safetensors'} cannot be read ({e}): delete metrics.json beside it and start "
                          "the same command again, which makes the run anew.") from None
-    model.load_state_dict(state_here(model, weights))
+    _check_fits(out, weights := state_here(model, weights), model)
+    model.load_state_dict(weights)
     print(f"{out.name} is finished: nothing is trained again.")
     return metrics
 
@@ -411,7 +427,7 @@ def _finished(model: nn.Module, out: Path, parameters: dict) -> dict | None:
 def train(
     model: nn.Module, # images -> logits; trained in place
     data, # as `load_data` gives it
-    out: str | Path, # run folder
+    out: str | Path, # run folder, seen from the root if relative; may begin with ~
     recipe: Recipe = Recipe(),
     parameters: dict | None = None, # what else made this run, to be recorded and compared
 ) -> dict: # metrics, flat
@@ -419,7 +435,7 @@ def train(
     Raises ValueError if the folder is of other parameters or in use, a split is too small or a parameter contradicts
     the model, FloatingPointError if a loss or an answer is no number. What fails before the first epoch is done leaves
     model and folder as they were."""
-    out = Path(out)
+    out = destination(out)
     check_buildable(model)
     parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
     if own := getattr(data.test, "preparation", None): parameters |= {"preparation_used": changeable_values(own)}
@@ -429,6 +445,7 @@ def train(
     with locked(out) if first else nullcontext(), process_as_it_was(), _all_or_nothing(model, out, first):
         if first and (metrics := _finished(model, out, parameters)): return metrics # by now
         check_splits(data, recipe)
+        if not (out/"last.ckpt").exists(): _check_numbers(model)
         trainer = fit(model, data, out, recipe, parameters)
         if trainer.is_global_zero: finish(model, data, out, recipe, parameters)
         trainer.strategy.barrier()

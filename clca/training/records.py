@@ -44,7 +44,7 @@ class AtomicIO(TorchCheckpointIO):
         content = Path(path).read_bytes() # a file that cannot be read at all is another matter
         try:
             checkpoint = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
-            if {"state_dict", "epoch"} <= checkpoint.keys(): return checkpoint
+            if Path(path).name != "last.ckpt" or {"state_dict", "epoch"} <= checkpoint.keys(): return checkpoint
             why = "it is no checkpoint of a training"
         except MemoryError: raise
         except Exception as e: why = f"{type(e).__name__}: {e}".strip().partition("\n")[0] # whatever a reader meets
@@ -120,7 +120,8 @@ def _difference(name: str, was: dict, new: dict) -> str:
     "How two records differ in a name that perhaps only one of them has."
     if name not in new: return f"{name} = {was[name]!r}, which is not given here or which this version does not know"
     if name not in was: return f"no {name}, perhaps of another version of clca, and not with {new[name]!r}"
-    return f"{name} = {was[name]!r}, not {new[name]!r}"
+    remedy = " (give what it has as `preparation` to go on)" if name == "preparation_used" else ""
+    return f"{name} = {was[name]!r}, not {new[name]!r}{remedy}"
 
 # %% ../../nbs/training/06_records.ipynb #bebe08cb
 def _not_ours(out: Path, error: OSError) -> OSError:
@@ -159,10 +160,11 @@ def own_folder(
 def fingerprint(
     files: Iterable[str | Path],
 ) -> str: # 16 hex digits
-    "Hash of the names and contents of some files, in this order; what cannot be read counts by its name."
+    "Hash of the names and contents of some files, in this order; what is no file or cannot be read counts by its name."
     whole = hashlib.sha256()
     for path in files:
         whole.update(os.fsencode(path) + b"\0")
+        if not os.path.isfile(path): continue # to open a pipe is to wait for somebody who writes
         with suppress(OSError), open(path, "rb") as file: whole.update(file_digest(file, "sha256").digest())
     return whole.hexdigest()[:16]
 
@@ -199,11 +201,19 @@ def check_buildable(
     if isinstance(inside, TokenReducedViT): check_spec(inside)
 
 # %% ../../nbs/training/06_records.ipynb #ef12d616
+def _check_value(name: str, value: Any) -> None:
+    "Raise `ValueError` for a parameter that no JSON file can hold."
+    try: json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r} cannot be recorded: give text, finite numbers, true or false, None, "
+                         "or lists and dicts of these.") from None
+
 def run_parameters(
     model: nn.Module, # its `spec`, if it has one, is recorded
     parameters: dict, # what else made this run
 ) -> dict[str, Any]:
-    "One flat record of the model and the run. Raises `ValueError` for a parameter that contradicts the model."
+    "One flat record of model and run. Raises `ValueError` for a parameter that is no JSON or contradicts the model."
+    for name, value in parameters.items(): _check_value(name, value)
     options = model_options(model)
     real = options | {"backbone_kwargs": dict(unwrapped(model).spec.timm_kwargs)} if options else {}
     for name in sorted(parameters.keys() & real.keys()):
