@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from helpers import ROOT, code_cells
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import clca
@@ -210,6 +210,22 @@ def test_another_preparation_is_said_with_its_remedy(tmp_path):
     claim_folder(tmp_path, dict(preparation_used=dict(crop_pct=.9)))
     with pytest.raises(ValueError, match="give what it has as `preparation` to go on"):
         check_folder(tmp_path, dict(preparation_used=dict(crop_pct=1.)))
+
+def test_weights_are_known_by_their_bytes(tmp_path):
+    "Moved, they are the same start; written over, they are another; gone, nobody misses them once the run is finished."
+    first, other = tmp_path/"first.safetensors", tmp_path/"other.safetensors"
+    plain = small(head="linear", cache=False, reducer="none", at=())
+    save_file(plain.backbone.state_dict(), first)
+    made = go(tmp_path/"run", small(weights=str(first)))
+    assert len(made["weights_hash"]) == 16 and made["weights"] == str(first)
+    other.write_bytes(first.read_bytes())
+    assert go(tmp_path/"run", small(weights=str(other))) == made
+    again = small(weights=str(first))
+    save_file({k: v + 1 for k, v in load_file(first).items()}, first)
+    assert "holds a run with weights_hash = " in refusal(tmp_path/"run", again)
+    first.unlink()
+    assert go(tmp_path/"run", again) == made
+    assert "weights_hash" not in go(tmp_path/"plain", small())
 
 # Whose folder it is --------------------------------------------------------------------------------------------------
 

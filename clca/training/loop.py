@@ -33,7 +33,7 @@ from .files import write_atomic
 from .recipe import Recipe, check_splits, lr_factor, own_state, param_groups, seed_epoch, state_here
 from .recipe import train_loader, unwrapped
 from .records import AtomicIO, check_folder, claim_folder, locked, model_options, peak_process_memory
-from .records import check_buildable, provenance, read_record, run_parameters
+from .records import check_buildable, provenance, read_record, run_parameters, source_hashes
 from .teacher import Teacher
 
 # %% ../../nbs/training/08_loop.ipynb #31af576e
@@ -439,6 +439,7 @@ def train(
     check_buildable(model)
     parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
     if own := getattr(data.test, "preparation", None): parameters |= {"preparation_used": changeable_values(own)}
+    parameters = source_hashes(parameters) | parameters
     set_preparation(model, preparation_of_set(data.test))
     if metrics := _finished(model, out, parameters): return metrics
     first = rank_zero_only.rank == 0 # of the processes of several devices

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTES', 'AtomicIO', 'read_record', 'check_folder', 'claim_folder', 'own_folder', 'fingerprint', 'locked',
-           'model_options', 'check_buildable', 'run_parameters', 'folder_name', 'provenance', 'peak_process_memory']
+           'model_options', 'check_buildable', 'run_parameters', 'source_hashes', 'folder_name', 'provenance',
+           'peak_process_memory']
 
 # %% ../../nbs/training/06_records.ipynb #3105bfad
 import hashlib, inspect, io, json, os, platform, re, resource, subprocess, sys
@@ -30,7 +31,9 @@ from ..spec import Spec, options_of
 from ..tools.preparation import Preparation, changeable_values
 from .data import load_data
 from .files import write_atomic
+from .paths import locate
 from .recipe import Recipe, unwrapped
+from ..weights import NAMES
 
 # %% ../../nbs/training/06_records.ipynb #6e672307
 class AtomicIO(TorchCheckpointIO):
@@ -89,6 +92,13 @@ def _check_kind(out: Path, note: str) -> None:
 _FREE = {"out", "workers", "data_root", "preparation"} # what is asked for; what was done is `preparation_used`
 _ADDED = {"preparation_used": changeable_values(Preparation(1)), "weights": None} # of runs from before these names
 
+_SOURCES = "weights", "teacher" # paths of files; their bytes decide, under the name with _hash
+
+def _free(*records: dict) -> set[str]:
+    "What may differ: of a source its path if all records have its hash, else the hash."
+    hashed = {name for name in _SOURCES if all(f"{name}_hash" in record for record in records)}
+    return _FREE | {name if name in hashed else f"{name}_hash" for name in _SOURCES}
+
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."
     return json.loads(json.dumps(values))
@@ -111,7 +121,7 @@ def check_folder(
     if not (out/note).exists(): return
     old, new = read_record(out/note), _as_json(parameters)
     was, names = _filled(old), (old.keys() | _ADDED) & new.keys() if some else old.keys() | new.keys()
-    for name in sorted(names - _FREE):
+    for name in sorted(names - _free(old, new)):
         if was.get(name) != new.get(name) or name not in new or name not in was:
             raise ValueError(f"{out} holds a run with {_difference(name, was, new)}: "
                              "use another folder (out), or the same parameters.")
@@ -222,13 +232,26 @@ def run_parameters(
                              "make them agree.")
     return options | parameters
 
+# %% ../../nbs/training/06_records.ipynb #6d55789d
+def source_hashes(
+    parameters: dict, # of the run, with the paths `weights` and `teacher` if there are any
+) -> dict[str, str]: # `weights_hash`, `teacher_hash`: 16 hex digits; none for a file that is not there
+    "Hashes of the contents of the files that a run takes weights from, but for those that are among the parameters."
+    asked = [name for name in _SOURCES if parameters.get(name) and f"{name}_hash" not in parameters]
+    places = {name: locate(parameters[name]) for name in asked}
+    files = {name: [p for p in (place, *(place/n for n in NAMES)) if p.is_file()] for name, place in places.items()}
+    return {f"{name}_hash": _content_hash(found[0]) for name, found in files.items() if found}
+
+def _content_hash(path: Path) -> str:
+    with open(path, "rb") as file: return file_digest(file, "sha256").hexdigest()[:16]
+
 # %% ../../nbs/training/06_records.ipynb #ecfdd9e8
 def folder_name(
     parameters: dict, # of the run
 ) -> str:
     "The same name for the same parameters, another for others."
     known = {k: v for k, v in parameters.items() if k == "data_root" or k not in _FREE}
-    known = {k: v for k, v in known.items() if (k, v) not in _ADDED.items()}
+    known = {k: v for k, v in known.items() if (k, v) not in _ADDED.items() and f"{k}_hash" not in known}
     told = [str(known[k]) for k in ("dataset", "reducer") if k in known]
     told += [f"{k}{known[k]}" for k in ("keep", "seed") if k in known]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
