@@ -17,9 +17,10 @@ from torch import nn
 import clca
 from clca import load_checkpoint
 from clca.training import records
+from clca.training.folders import find_files
 from clca.training.loop import train
 from clca.training.recipe import Recipe, param_groups
-from clca.training.records import check_folder, claim_folder, locked
+from clca.training.records import check_folder, claim_folder, locked, own_folder, why_result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -355,12 +356,42 @@ def test_predictions_have_a_folder_of_their_own(tmp_path, monkeypatch):
         names = dict(run=run, candidates=[photo], top=top, shown=6, out=out, Path=Path)
         exec("from clca.training.records import *\nfrom clca.training.paths import *", names)
         predict_cells(names, "asked = dict(")
+        if not out: names["folder"] = own_folder(names["folder"], names["asked"], "prediction.json")
         claim_folder(names["folder"], names["asked"], note="prediction.json")
         return names["folder"].relative_to(tmp_path).as_posix()
     assert ask() == ask() == "runs/predict"
     assert [ask(weights="v"), ask(pixels="q"), ask(top=1)] == ["runs/predict-2", "runs/predict-3", "runs/predict-4"]
     assert ask() == "runs/predict" and ask(out=str(tmp_path/"mine")) == ask(out=str(tmp_path/"mine")) == "mine"
     with pytest.raises(ValueError, match="use another folder .out."): ask(out=str(tmp_path/"mine"), pixels="q")
+
+def test_two_predictions_at_once(tmp_path, monkeypatch):
+    "Each takes its folder before it asks anything, so a long one never finds its folder taken."
+    first, second = (own_folder(tmp_path/"predict", dict(images=name), "prediction.json") for name in "ab")
+    assert [first.name, second.name] == ["predict", "predict-2"]
+    cells = [cell.source for cell in code_cells(ROOT/"nbs"/"predict.ipynb")]
+    cell = next(source for source in cells if "= predict(vit" in source)
+    assert 0 < cell.index("own_folder(") < cell.index("= predict(vit")
+
+def test_results_among_photographs_are_not_asked_about(tmp_path):
+    "Within the folder of images, or the folder itself: the same command is the same question a second time."
+    def ask(out):
+        found = find_files(tmp_path, lambda path: why_result(path, out))
+        return records.fingerprint(found.files), found.left_out
+    (tmp_path/"a.png").write_text("a photograph")
+    for out in (tmp_path/"answers", tmp_path):
+        before, _ = ask(out)
+        claim_folder(out, dict(top=3), "prediction.json")
+        for name in ("predictions.csv", "left_out.csv", "tokens.png"): (out/name).write_text("")
+        after, left = ask(out)
+        assert before == after and left[(out/"tokens.png").relative_to(tmp_path).as_posix()] == records.RESULTS
+    (tmp_path/"b.png").write_text("another")
+    assert ask(tmp_path)[0] != after
+
+@pytest.mark.parametrize("name", ["left_out.csv", "data.png", "model.png", "learning.png", "confusion.png"])
+def test_somebodys_table_and_pictures_are_left_alone(tmp_path, name):
+    (tmp_path/name).write_text("mine")
+    assert f"holds {name}, and no parameters.json says what it belongs to" in refusal(tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
 
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch, capsys):
     "A table is printed, so that what was measured is not lost; an exported program raises and does not end the process."
