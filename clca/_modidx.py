@@ -921,6 +921,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'clca.training.loop._bar': ('training/loop.html#_bar', 'clca/training/loop.py'),
                                     'clca.training.loop._check_fits': ('training/loop.html#_check_fits', 'clca/training/loop.py'),
                                     'clca.training.loop._check_numbers': ('training/loop.html#_check_numbers', 'clca/training/loop.py'),
+                                    'clca.training.loop._check_precision': ('training/loop.html#_check_precision', 'clca/training/loop.py'),
                                     'clca.training.loop._config': ('training/loop.html#_config', 'clca/training/loop.py'),
                                     'clca.training.loop._costs': ('training/loop.html#_costs', 'clca/training/loop.py'),
                                     'clca.training.loop._epoch_line': ('training/loop.html#_epoch_line', 'clca/training/loop.py'),

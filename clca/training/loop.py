@@ -71,6 +71,7 @@ def _check_fits(path: Path | str, state: dict[str, Tensor], model: nn.Module) ->
     raise ValueError(f"{path} holds the weights of another model, perhaps of another version of timm: "
                      "delete it and start again, or use another folder (out).")
 
+# %% ../../nbs/training/08_loop.ipynb #841f0416
 class Classifier(L.LightningModule):
     "A model with its loss, its optimiser and its schedule."
     def __init__(self,
@@ -151,6 +152,7 @@ def _remedy(model: nn.Module, images: Dataset, recipe: Recipe, precision: str) -
         return "half precision overflowed, so use precision=bf16-mixed or 32-true, or lower lr"
     return "lower lr" if recipe.clip_grad else "lower lr, or set clip_grad"
 
+# %% ../../nbs/training/08_loop.ipynb #ede1dcca
 def _refuse(what: str, out: Path, *about) -> None: # about: as for `_remedy`
     "FloatingPointError with a remedy that can be followed."
     elsewhere = ", in another folder (out), for this one keeps the epochs before" * (out/"last.ckpt").exists()
@@ -161,6 +163,13 @@ def _largest_gradient(task: Classifier) -> Tensor:
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients, float("inf"))
 
+# %% ../../nbs/training/08_loop.ipynb #b9d14de6
+def _check_precision(out: Path, began: str, now: str) -> None:
+    "Raise `ValueError` if a run would go on in another precision, which `auto` may be on another machine."
+    if began == now: return
+    raise ValueError(f"{out} was trained in {began} so far, and precision=auto is {now} on this machine: "
+                     "go on with it on a machine like the first, or use another folder (out).")
+
 # %% ../../nbs/training/08_loop.ipynb #9e3711fe
 class Journal(L.Callback):
     "Seeds what the model draws, measures an epoch, validates after it, writes it down and saves the checkpoint."
@@ -170,10 +179,8 @@ class Journal(L.Callback):
 
     def state_dict(self): return dict(rows=self.rows, gradients=self.gradients, precision=self.precision)
     def load_state_dict(self, state):
-        self.rows, self.gradients, began = state["rows"], state["gradients"], state.get("precision", self.precision)
-        if began != self.precision:
-            raise ValueError(f"{self.out} was trained in {began} so far, and precision=auto is {self.precision} on this "
-                             "machine: go on with it on a machine like the first, or use another folder (out).")
+        _check_precision(self.out, state.get("precision", self.precision), self.precision) # older ones do not say it
+        self.rows, self.gradients = state["rows"], state["gradients"]
 
     def on_fit_start(self, trainer, task):
         if self.rows and trainer.is_global_zero: self.write(task.recipe)
@@ -299,6 +306,7 @@ def preparation_of_set(
     colours = {name: getattr(images, name).flatten().tolist() for name in ("mean", "std")}
     return Preparation(images.size, **colours)
 
+# %% ../../nbs/training/08_loop.ipynb #c3f8c016
 def _config(model: nn.Module, data, version: str) -> dict:
     "All that is needed to build the model and to ask it."
     about = dict(classes=list(data.classes), clca_version=version, **record_of(preparation_of(model)))
@@ -393,9 +401,11 @@ def process_as_it_was() -> Iterator[None]:
 def _check_numbers(model: nn.Module) -> None:
     "Raise `ValueError` if a model that is to be trained cannot be, for its weights are no numbers."
     bad = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
-    if bad: raise ValueError(f"the weights that the model starts from have values in {bad} that are no finite numbers: "
-                             "mend the file that they come from, or give other weights.")
+    if bad:
+        raise ValueError(f"the weights that the model starts from have values in {bad} that are no finite numbers: "
+                         "mend the file that they come from, or give other weights.")
 
+# %% ../../nbs/training/08_loop.ipynb #1523c6ca
 @contextmanager
 def _all_or_nothing(model: nn.Module, out: Path, first: bool) -> Iterator[None]: # first: of the processes
     "Without a checkpoint, a run that fails leaves the model and the folder as they were."

@@ -31,7 +31,7 @@ from ..spec import Spec, options_of
 from ..tools.preparation import Preparation, changeable_values
 from .data import load_data
 from .files import write_atomic
-from .paths import locate
+from .paths import locate, root
 from .recipe import Recipe, unwrapped
 from ..weights import NAMES
 
@@ -100,6 +100,7 @@ def _free(*records: dict) -> set[str]:
     hashed = {name for name in _SOURCES if all(f"{name}_hash" in record for record in records)}
     return _FREE | {name if name in hashed else f"{name}_hash" for name in _SOURCES}
 
+# %% ../../nbs/training/06_records.ipynb #2d25c6f2
 def _as_json(values: dict) -> dict:
     "As it is when it is read back: tuples are lists."
     return json.loads(json.dumps(values))
@@ -190,14 +191,15 @@ def own_folder(
 # %% ../../nbs/training/06_records.ipynb #27d8339b
 RESULTS = "a result of training or prediction"
 
+# %% ../../nbs/training/06_records.ipynb #36eb9a71
 def why_result(
     path: Path, # a file or folder among images
     out: Path | None = None, # where results will go
 ) -> str: # nothing if it may be an image, or hold some
     "Why something is not looked at among images: it is a folder of results, or a file of one."
     if path.is_dir():
-        ours = out is not None and os.path.realpath(path) == os.path.realpath(out)
-        return RESULTS if ours or any((path/note).is_file() for note in NOTES) else ""
+        ours = {os.path.realpath(folder) for folder in (out, root()/"data"/"cache") if folder}
+        return RESULTS if os.path.realpath(path) in ours or any((path/note).is_file() for note in NOTES) else ""
     own = [{note, *files} for note, (_, files) in NOTES.items() if (path.parent/note).is_file()]
     return RESULTS if any(path.name in names for names in own) else ""
 
@@ -205,7 +207,7 @@ def why_result(
 def fingerprint(
     files: Iterable[str | Path],
 ) -> str: # 16 hex digits
-    "Hash of the names and contents of some files, in this order; what is no file or cannot be read counts by its name."
+    "Hash of names and contents of some files, in this order; what cannot be read, as a pipe, counts by its name."
     whole = hashlib.sha256()
     for path in files:
         whole.update(os.fsencode(path) + b"\0")
@@ -235,6 +237,7 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"{name} = {value!r} cannot be recorded: give text, finite numbers, true or false, None, "
                          "or lists and dicts of these.") from None
 
+# %% ../../nbs/training/06_records.ipynb #21af4515
 def run_parameters(
     model: nn.Module, # its `spec`, if it has one, is recorded
     parameters: dict, # what else made this run
@@ -259,6 +262,7 @@ def source_hashes(
     files = {name: [p for p in (place, *(place/n for n in NAMES)) if p.is_file()] for name, place in places.items()}
     return {f"{name}_hash": _content_hash(found[0]) for name, found in files.items() if found}
 
+# %% ../../nbs/training/06_records.ipynb #e1bd6965
 def _content_hash(path: Path) -> str:
     with open(path, "rb") as file: return file_digest(file, "sha256").hexdigest()[:16]
 
