@@ -927,6 +927,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'clca.training.loop._epoch_line': ('training/loop.html#_epoch_line', 'clca/training/loop.py'),
                                     'clca.training.loop._epoch_row': ('training/loop.html#_epoch_row', 'clca/training/loop.py'),
                                     'clca.training.loop._finished': ('training/loop.html#_finished', 'clca/training/loop.py'),
+                                    'clca.training.loop._gradient_table': ('training/loop.html#_gradient_table', 'clca/training/loop.py'),
                                     'clca.training.loop._largest_gradient': ( 'training/loop.html#_largest_gradient',
                                                                               'clca/training/loop.py'),
                                     'clca.training.loop._metrics': ('training/loop.html#_metrics', 'clca/training/loop.py'),

@@ -163,6 +163,8 @@ def _largest_gradient(task: Classifier) -> Tensor:
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients, float("inf"))
 
+def _gradient_table(values: list[float]) -> str: return pd.Series(values, name="max_grad").rename_axis("step").to_csv()
+
 # %% ../../nbs/training/08_loop.ipynb #b9d14de6
 def _check_precision(out: Path, began: str, now: str) -> None:
     "Raise `ValueError` if a run would go on in another precision, which `auto` may be on another machine."
@@ -210,8 +212,7 @@ class Journal(L.Callback):
 
     def write(self, recipe):
         write_atomic(self.out/"history.csv", pd.DataFrame(self.rows).to_csv(index=False))
-        gradients = pd.Series(self.gradients, name="max_grad").rename_axis("step")
-        if recipe.log_gradients: write_atomic(self.out/"gradients.csv", gradients.to_csv())
+        if recipe.log_gradients: write_atomic(self.out/"gradients.csv", _gradient_table(self.gradients))
 
 # %% ../../nbs/training/08_loop.ipynb #6b28e843
 class Status:
