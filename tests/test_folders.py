@@ -11,15 +11,16 @@ import pytest
 import tiny
 import torch
 from helpers import ROOT, code_cells
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import clca
 from clca import load_checkpoint
 from clca.training import records
+from clca.training.folders import find_files
 from clca.training.loop import train
 from clca.training.recipe import Recipe, param_groups
-from clca.training.records import check_folder, claim_folder, locked
+from clca.training.records import check_folder, claim_folder, locked, own_folder, why_result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,6 +157,77 @@ def test_a_checkpoint_of_another_model_is_named(stopped):
     records.AtomicIO().save_checkpoint(checkpoint, out/"last.ckpt")
     assert "last.ckpt holds the weights of another model" in refusal(out, recipe=recipe)
 
+@pytest.fixture
+def other_machine(monkeypatch):
+    "What `auto` is from now on."
+    return lambda precision: monkeypatch.setattr("clca.training.loop.resolve_precision", lambda *_: precision)
+
+def test_a_run_keeps_its_precision(stopped, other_machine):
+    "Another machine would go on in another one, in silence."
+    out, recipe = stopped
+    other_machine("bf16-mixed")
+    why = refusal(out, recipe=recipe)
+    assert "was trained in 32-true so far, and precision=auto is bf16-mixed on this machine" in why
+    other_machine("32-true")
+    assert go(out, recipe=recipe)["precision_used"] == "32-true"
+
+def test_a_checkpoint_without_its_precision_goes_on(stopped):
+    "As those of earlier versions."
+    out, recipe = stopped
+    checkpoint = records.AtomicIO().load_checkpoint(out/"last.ckpt")
+    for state in checkpoint["callbacks"].values(): state.pop("precision", None)
+    records.AtomicIO().save_checkpoint(checkpoint, out/"last.ckpt")
+    assert go(out, recipe=recipe)["epochs"] == 2
+
+def test_weights_of_a_finished_run_that_do_not_fit(finished):
+    model = tiny.model()
+    model.reset_classifier(5)
+    assert "holds the weights of another model" in refusal(finished, model=model)
+
+def test_a_stop_leaves_a_folder_that_was_a_run(finished, tmp_path):
+    "metrics.json was damaged and deleted, as the message says; stopped in the first epoch, the same command goes on."
+    for path in finished.iterdir(): (tmp_path/path.name).write_bytes(path.read_bytes())
+    (tmp_path/"metrics.json").unlink()
+    with pytest.raises(KeyboardInterrupt): go(tmp_path, data=ending(10, KeyboardInterrupt()))
+    assert go(tmp_path)["epochs"] == 1
+
+def test_weights_that_are_no_numbers(tmp_path):
+    model = tiny.model()
+    with torch.no_grad(): model.blocks[0].attn.qkv.weight[0, 0] = float("nan")
+    assert "values in blocks.0.attn.qkv.weight that are no finite numbers" in refusal(tmp_path, model=model)
+    assert not contents(tmp_path)
+
+def test_a_home_folder_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    go("~/run")
+    assert (tmp_path/"run"/"metrics.json").exists()
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, Path("x"), [1, float("inf")]], ids=str)
+def test_parameters_that_are_no_json(tmp_path, value):
+    assert refusal(tmp_path/"run", extra=value).startswith(f"extra = {value!r} cannot be recorded: give text")
+    assert not (tmp_path/"run").exists()
+
+def test_another_preparation_is_said_with_its_remedy(tmp_path):
+    claim_folder(tmp_path, dict(preparation_used=dict(crop_pct=.9)))
+    with pytest.raises(ValueError, match="give what it has as `preparation` to go on"):
+        check_folder(tmp_path, dict(preparation_used=dict(crop_pct=1.)))
+
+def test_weights_are_known_by_their_bytes(tmp_path):
+    "Moved, they are the same start; written over, they are another; gone, nobody misses them once the run is finished."
+    first, other = tmp_path/"first.safetensors", tmp_path/"other.safetensors"
+    plain = small(head="linear", cache=False, reducer="none", at=())
+    save_file(plain.backbone.state_dict(), first)
+    made = go(tmp_path/"run", small(weights=str(first)))
+    assert len(made["weights_hash"]) == 16 and made["weights"] == str(first)
+    other.write_bytes(first.read_bytes())
+    assert go(tmp_path/"run", small(weights=str(other))) == made
+    again = small(weights=str(first))
+    save_file({k: v + 1 for k, v in load_file(first).items()}, first)
+    assert "holds a run with weights_hash = " in refusal(tmp_path/"run", again)
+    first.unlink()
+    assert go(tmp_path/"run", again) == made
+    assert "weights_hash" not in go(tmp_path/"plain", small())
+
 # Whose folder it is --------------------------------------------------------------------------------------------------
 
 def test_a_refusal_leaves_the_folder_as_it_was(finished):
@@ -284,12 +356,42 @@ def test_predictions_have_a_folder_of_their_own(tmp_path, monkeypatch):
         names = dict(run=run, candidates=[photo], top=top, shown=6, out=out, Path=Path)
         exec("from clca.training.records import *\nfrom clca.training.paths import *", names)
         predict_cells(names, "asked = dict(")
+        if not out: names["folder"] = own_folder(names["folder"], names["asked"], "prediction.json")
         claim_folder(names["folder"], names["asked"], note="prediction.json")
         return names["folder"].relative_to(tmp_path).as_posix()
     assert ask() == ask() == "runs/predict"
     assert [ask(weights="v"), ask(pixels="q"), ask(top=1)] == ["runs/predict-2", "runs/predict-3", "runs/predict-4"]
     assert ask() == "runs/predict" and ask(out=str(tmp_path/"mine")) == ask(out=str(tmp_path/"mine")) == "mine"
     with pytest.raises(ValueError, match="use another folder .out."): ask(out=str(tmp_path/"mine"), pixels="q")
+
+def test_two_predictions_at_once(tmp_path, monkeypatch):
+    "Each takes its folder before it asks anything, so a long one never finds its folder taken."
+    first, second = (own_folder(tmp_path/"predict", dict(images=name), "prediction.json") for name in "ab")
+    assert [first.name, second.name] == ["predict", "predict-2"]
+    cells = [cell.source for cell in code_cells(ROOT/"nbs"/"predict.ipynb")]
+    cell = next(source for source in cells if "= predict(vit" in source)
+    assert 0 < cell.index("own_folder(") < cell.index("= predict(vit")
+
+def test_results_among_photographs_are_not_asked_about(tmp_path):
+    "Within the folder of images, or the folder itself: the same command is the same question a second time."
+    def ask(out):
+        found = find_files(tmp_path, lambda path: why_result(path, out))
+        return records.fingerprint(found.files), found.left_out
+    (tmp_path/"a.png").write_text("a photograph")
+    for out in (tmp_path/"answers", tmp_path):
+        before, _ = ask(out)
+        claim_folder(out, dict(top=3), "prediction.json")
+        for name in ("predictions.csv", "left_out.csv", "tokens.png"): (out/name).write_text("")
+        after, left = ask(out)
+        assert before == after and left[(out/"tokens.png").relative_to(tmp_path).as_posix()] == records.RESULTS
+    (tmp_path/"b.png").write_text("another")
+    assert ask(tmp_path)[0] != after
+
+@pytest.mark.parametrize("name", ["left_out.csv", "data.png", "model.png", "learning.png", "confusion.png"])
+def test_somebodys_table_and_pictures_are_left_alone(tmp_path, name):
+    (tmp_path/name).write_text("mine")
+    assert f"holds {name}, and no parameters.json says what it belongs to" in refusal(tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
 
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch, capsys):
     "A table is printed, so that what was measured is not lost; an exported program raises and does not end the process."

@@ -1,4 +1,5 @@
 "The train notebook stops at a bad value with one sentence, before it reads data or makes a folder."
+import json
 import re
 
 import pytest
@@ -102,3 +103,22 @@ def test_folders_have_the_names_that_they_had(tmp_path, monkeypatch):
     monkeypatch.setenv("CLCA_ROOT", str(tmp_path))
     assert start("", "")["folder"].name == "typefaces-evit-keep0.1-seed0-91ac13a0"
     assert start("epochs = 3", "")["folder"].name != start("", "")["folder"].name
+
+def test_a_run_that_has_begun_needs_no_other_weights(tmp_path, monkeypatch):
+    "It has its own by now; what the folder of the others said of images is what the run did. From nothing, they are missed."
+    monkeypatch.delenv("IN_TEST", raising=False)
+    (weights := tmp_path/"deit").mkdir()
+    (weights/"model.safetensors").write_text("bytes")
+    (weights/"config.json").write_text('{"pretrained_cfg": {"crop_pct": 0.5}}')
+    given = f"weights = {str(weights)!r}"
+    settings = start(given, out := tmp_path/"run")["settings"]
+    assert len(settings["weights_hash"]) == 16 and settings["preparation_used"]["crop_pct"] == 0.5
+    for path in list(weights.iterdir()): path.unlink()
+    with pytest.raises(FileNotFoundError, match="is a folder without model.safetensors"): start(given, out)
+    out.mkdir()
+    known = {k: v for k, v in settings.items() if k != "out"}
+    (out/"parameters.json").write_text(json.dumps(known))
+    (out/"last.ckpt").write_text("")
+    names = start(given, out)
+    assert names["start"].weights is None and names["spec"].weights == str(weights)
+    assert names["settings"]["preparation_used"]["crop_pct"] == 0.5

@@ -12,13 +12,16 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from lightning import Trainer
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from safetensors.torch import load_file
 
 from clca import create_model, load_checkpoint
 from clca.spec import options_of
 from clca.training import files, records
 from clca.training.evaluation import predict
-from clca.training.loop import train
+from clca.training.loop import Classifier, train
 from clca.training.recipe import Recipe, lr_factor, param_groups
 
 SAME = ["epoch", "lr", "train_loss", "val_loss", "val_top1"]
@@ -184,6 +187,19 @@ def test_two_processes(tmp_path):
     assert code == 0 and list(history(out).epoch) == [1, 2, 3, 4] and text.count("epoch 4/4") == 1, text
     right = history(out).val_top1 * 31
     assert (right - right.round()).abs().max() < 1e-4 and read(out)["test_top1"] > .5
+
+def test_weights_come_back_from_a_launcher(whole):
+    "For a notebook Lightning forks, and hands the trained weights back through the same reader, as a bare state dict."
+    task = Classifier(tiny.model(), tiny.data(), tiny.RECIPE)
+    trainer = Trainer(plugins=[records.AtomicIO()], accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy._lightning_module, trainer.strategy.local_rank = task, 0
+    trainer.state.fn = TrainerFn.FITTING
+    launcher = _MultiProcessingLauncher(trainer.strategy, start_method="fork")
+    task.model.load_state_dict(load_file(whole/"model.safetensors"))
+    trained = launcher._collect_rank_zero_results(trainer, None)
+    task.model.load_state_dict(tiny.model().state_dict())
+    launcher._recover_results_in_main_process(trained, trainer)
+    assert all(torch.equal(v, task.model.state_dict()[k]) for k, v in load_file(whole/"model.safetensors").items())
 
 def test_groups_of_our_model():
     "Every parameter is in one group; the cache's registers and whatever is 1-D do not shrink."

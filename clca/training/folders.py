@@ -35,6 +35,7 @@ class Found:
     files: list[Path] = field(default_factory=list) # to be used
     folders: list[Path] = field(default_factory=list) # in which they were looked for, without `base`
     left_out: dict[str, str] = field(default_factory=dict) # name seen from `base`, as it can be printed → why
+    but: Callable[[Path], str] = lambda path: "" # why a file or folder is not meant, or nothing
 
     def name(self, path: Path) -> str: return printable(path.relative_to(self.base).as_posix())
     def add(self, path: Path, why: str):
@@ -48,7 +49,7 @@ def _walk(folder: Path, found: Found, around: tuple[str, ...] = (), why: str = "
     try: inside = sorted(folder.iterdir())
     except OSError: return found.add(folder, why)
     for entry in inside:
-        reason, is_folder = why or _why_passed_over(entry.name), os.path.isdir(entry)
+        reason, is_folder = why or found.but(entry) or _why_passed_over(entry.name), os.path.isdir(entry)
         if is_folder and os.path.realpath(entry) in around: found.add(entry, "a link to a folder around it")
         elif is_folder:
             if not reason: found.folders.append(entry)
@@ -58,9 +59,10 @@ def _walk(folder: Path, found: Found, around: tuple[str, ...] = (), why: str = "
 # %% ../../nbs/training/02a_folders.ipynb #b0b6778d
 def find_files(
     place: str | Path, # a folder, searched through with all folders in it, or one file
+    but: Callable[[Path], str] = lambda path: "", # why something below the folder is not meant, or nothing
 ) -> Found:
     "All files below a folder: those to use, in the order of names, and those left out with the reason."
-    found = Found(Path(place))
+    found = Found(Path(place), but=but)
     if found.base.is_dir(): _walk(found.base, found)
     else: found.files.append(found.base)
     return found

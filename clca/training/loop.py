@@ -34,12 +34,12 @@ from .adapters import adapted
 from .batches import changed_batch
 from .evaluation import grade, predict, resolve_precision
 from .loggers import reporting
-from .paths import locate
+from .paths import destination, locate
 from .files import write_atomic
 from .recipe import Recipe, check_splits, lr_factor, own_state, param_groups, seed_epoch, state_here
 from .recipe import train_loader, unwrapped
 from .records import AtomicIO, check_folder, claim_folder, locked, model_options, peak_process_memory
-from .records import check_buildable, provenance, read_record, run_parameters
+from .records import check_buildable, provenance, read_record, run_parameters, source_hashes
 from .teacher import Teacher
 
 # %% ../../nbs/training/08_loop.ipynb #31af576e
@@ -101,11 +101,16 @@ class Averaged(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint):
         checkpoint["state_dict"] = state = state_here(self, checkpoint["state_dict"])
-        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in self.state_dict().items()}:
-            raise ValueError(f"{self.trainer.ckpt_path} holds the weights of another model, perhaps of another "
-                             "version of timm: delete it and start again, or use another folder (out).")
+        _check_fits(self.trainer.ckpt_path, state, self)
 
 # %% ../../nbs/training/08_loop.ipynb #1165d2a5
+def _check_fits(path: Path | str, state: dict[str, Tensor], model: nn.Module) -> None: # path: of the weights
+    "Raise `ValueError` if the weights are those of another model."
+    if {n: v.shape for n, v in state.items()} == {n: v.shape for n, v in model.state_dict().items()}: return
+    raise ValueError(f"{path} holds the weights of another model, perhaps of another version of timm: "
+                     "delete it and start again, or use another folder (out).")
+
+# %% ../../nbs/training/08_loop.ipynb #841f0416
 class Classifier(Averaged):
     "A model with its loss, its optimiser and its schedule."
     def __init__(self,
@@ -180,6 +185,7 @@ def _remedy(model: nn.Module, images: Dataset, recipe: Recipe, precision: str) -
         return "half precision overflowed, so use precision=bf16-mixed or 32-true, or lower lr"
     return "lower lr" if recipe.clip_grad else "lower lr, or set clip_grad"
 
+# %% ../../nbs/training/08_loop.ipynb #ede1dcca
 def _refuse(what: str, out: Path, *about) -> None: # about: as for `_remedy`
     "FloatingPointError with a remedy that can be followed."
     elsewhere = ", in another folder (out), for this one keeps the epochs before" * (out/"last.ckpt").exists()
@@ -190,6 +196,15 @@ def _largest_gradient(task: Classifier) -> Tensor:
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients, float("inf"))
 
+def _gradient_table(values: list[float]) -> str: return pd.Series(values, name="max_grad").rename_axis("step").to_csv()
+
+# %% ../../nbs/training/08_loop.ipynb #b9d14de6
+def _check_precision(out: Path, began: str, now: str) -> None:
+    "Raise `ValueError` if a run would go on in another precision, which `auto` may be on another machine."
+    if began == now: return
+    raise ValueError(f"{out} was trained in {began} so far, and precision=auto is {now} on this machine: "
+                     "go on with it on a machine like the first, or use another folder (out).")
+
 # %% ../../nbs/training/08_loop.ipynb #9e3711fe
 class Journal(L.Callback):
     "Seeds what the model draws, measures an epoch, validates after it, writes it down and saves the checkpoint."
@@ -197,8 +212,10 @@ class Journal(L.Callback):
         self.data, self.out, self.precision, self.parameters = data, out, precision, parameters
         self.rows, self.gradients, self.steps = [], [], []
 
-    def state_dict(self): return dict(rows=self.rows, gradients=self.gradients)
-    def load_state_dict(self, state): self.rows, self.gradients = state["rows"], state["gradients"]
+    def state_dict(self): return dict(rows=self.rows, gradients=self.gradients, precision=self.precision)
+    def load_state_dict(self, state):
+        _check_precision(self.out, state.get("precision", self.precision), self.precision) # older ones do not say it
+        self.rows, self.gradients = state["rows"], state["gradients"]
 
     def on_fit_start(self, trainer, task):
         if self.rows and trainer.is_global_zero: self.write(task.recipe)
@@ -228,8 +245,7 @@ class Journal(L.Callback):
 
     def write(self, recipe):
         write_atomic(self.out/"history.csv", pd.DataFrame(self.rows).to_csv(index=False))
-        gradients = pd.Series(self.gradients, name="max_grad").rename_axis("step")
-        if recipe.log_gradients: write_atomic(self.out/"gradients.csv", gradients.to_csv())
+        if recipe.log_gradients: write_atomic(self.out/"gradients.csv", _gradient_table(self.gradients))
 
 # %% ../../nbs/training/08_loop.ipynb #6b28e843
 class Status:
@@ -343,6 +359,7 @@ def preparation_of_set(
     colours = {name: getattr(images, name).flatten().tolist() for name in ("mean", "std")}
     return Preparation(images.size, **colours)
 
+# %% ../../nbs/training/08_loop.ipynb #c3f8c016
 def _config(model: nn.Module, data, version: str) -> dict:
     "All that is needed to build the model and to ask it."
     about = dict(classes=list(data.classes), clca_version=version, **record_of(preparation_of(model)))
@@ -478,16 +495,25 @@ def check_parts(
                          f"give load_data augmentation={recipe.augmentation!r}.")
 
 # %% ../../nbs/training/08_loop.ipynb #4c8a8e25
+def _check_numbers(model: nn.Module) -> None:
+    "Raise `ValueError` if a model that is to be trained cannot be, for its weights are no numbers."
+    bad = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
+    if bad:
+        raise ValueError(f"the weights that the model starts from have values in {bad} that are no finite numbers: "
+                         "mend the file that they come from, or give other weights.")
+
+# %% ../../nbs/training/08_loop.ipynb #1523c6ca
 @contextmanager
 def _all_or_nothing(model: nn.Module, out: Path, first: bool) -> Iterator[None]: # first: of the processes
     "Without a checkpoint, a run that fails leaves the model and the folder as they were."
     start = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    free = not (out/"parameters.json").exists()
     try: yield
     except BaseException:
         if not (out/"last.ckpt").exists() and not (out/"metrics.json").exists():
             model.load_state_dict(start)
-            if first: (out/"parameters.json").unlink(missing_ok=True)
-            if first: shutil.rmtree(out/"tensorboard", ignore_errors=True)
+            if first and free: (out/"parameters.json").unlink(missing_ok=True)
+            if first and free: shutil.rmtree(out/"tensorboard", ignore_errors=True)
         raise
 
 # %% ../../nbs/training/08_loop.ipynb #44324590
@@ -500,7 +526,8 @@ def _finished(model: nn.Module, out: Path, parameters: dict) -> dict | None:
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{out/'model.safetensors'} cannot be read ({e}): delete metrics.json beside it and start "
                          "the same command again, which makes the run anew.") from None
-    model.load_state_dict(state_here(model, weights))
+    _check_fits(out, weights := state_here(model, weights), model)
+    model.load_state_dict(weights)
     print(f"{out.name} is finished: nothing is trained again.")
     return metrics
 
@@ -521,7 +548,7 @@ def _trained(model: nn.Module, data, out: Path, recipe: Recipe, parameters: dict
 def train(
     model: nn.Module, # images -> logits; trained in place
     data, # as `load_data` gives it
-    out: str | Path, # run folder
+    out: str | Path, # run folder, seen from the root if relative; may begin with ~
     recipe: Recipe = Recipe(),
     parameters: dict | None = None, # what else made this run, to be recorded and compared
 ) -> dict: # metrics, flat
@@ -529,15 +556,17 @@ def train(
     Raises ValueError if the folder is of other parameters or in use, a split is too small or a parameter or the
     recipe contradicts the model, FloatingPointError if a loss or an answer is no number. What fails before the first
     epoch is done leaves model and folder as they were."""
-    out = Path(out)
+    out = destination(out)
     check_buildable(model)
     check_parts(model, data, recipe)
     parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
     if own := getattr(data.test, "preparation", None): parameters |= {"preparation_used": changeable_values(own)}
+    parameters = source_hashes(parameters) | parameters
     set_preparation(model, preparation_of_set(data.test))
     if metrics := _finished(model, out, parameters): return metrics
     first = rank_zero_only.rank == 0 # of the processes of several devices
     with locked(out) if first else nullcontext(), process_as_it_was(), _all_or_nothing(model, out, first):
         if first and (metrics := _finished(model, out, parameters)): return metrics # by now
         check_splits(data, recipe)
+        if not (out/"last.ckpt").exists(): _check_numbers(model)
         return _trained(model, data, out, recipe, parameters, first)
