@@ -189,7 +189,7 @@ def _without_texts(png: bytes) -> bytes:
 # %% ../../nbs/training/01a_reading.ipynb #986e47f6
 def _decoded(data: bytes) -> tuple[Image.Image, bool]: # 8-bit RGB; whether the file has more than 8 bits a sample
     "All of an image. Raises whatever Pillow raises."
-    if data[:4] in (b"\x89HDF", b"GRIB", b"BUFR"): raise ValueError(_what_it_is(data)) # Pillow knows no more than names
+    if data[:4] in (b"\x89HDF", b"GRIB", b"BUFR"): raise ValueError(_what_it_is(data)) # Pillow knows their names only
     is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and data[8:10] == b"CR": raise ValueError(f"{_RAW[0]}, of which Pillow reads a preview: {_RAW[1]}")
     with _open_tiff(data) if is_tiff else Image.open(io.BytesIO(data)) as image:
