@@ -9,10 +9,13 @@ __all__ = ['token_reduced_vit', 'check_spec', 'hub_config', 'check_named_parts']
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor
 
 from .head import HEADS
-from .interface import ARCHITECTURE, identify, to_write
+from .interface import ARCHITECTURE, check_intermediates, identify, to_write
 from .model import TokenReducedViT, create_model
 from .reducers import REDUCERS
 from .registry import known
@@ -30,6 +33,14 @@ def _built(
     if in_chans != 3: options["in_chans"] = in_chans
     return create_model(backbone, num_classes, **options)
 
+def _resized(state: dict[str, Tensor], model: TokenReducedViT) -> dict[str, Tensor]:
+    "Positions of another image size, resampled as timm does."
+    name, own = "backbone.pos_embed", model.pos_embed
+    if own is None or name not in state or state[name].shape == own.shape: return state
+    prefix = 0 if model.backbone.no_embed_class else model.num_prefix_tokens
+    grid = model.patch_embed.grid_size
+    return state | {name: resample_abs_pos_embed(state[name], new_size=grid, num_prefix_tokens=prefix)}
+
 @register_model
 def token_reduced_vit(
     pretrained: bool = False, # weights of the folder, or without one of the backbone
@@ -41,8 +52,10 @@ def token_reduced_vit(
     if pretrained_cfg is None and not maps: return _built(pretrained=pretrained, **kwargs)
     found = pretrained_cfg or dict(architecture=ARCHITECTURE)
     feature = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
-    model = build_model_with_cfg(_built, ARCHITECTURE, pretrained, found, feature_cfg=feature, **kwargs)
-    if not maps: identify(model, model.spec) # the folder tells of another size, if one was asked for
+    model = build_model_with_cfg(
+        _built, ARCHITECTURE, pretrained, found, feature_cfg=feature, pretrained_filter_fn=_resized, **kwargs)
+    if maps: check_intermediates(model.model, feature_take_indices(model.model.depth, model.out_indices)[0])
+    else: identify(model, model.spec) # the folder tells of another size, if one was asked for
     return model
 
 # %% ../nbs/13_hub.ipynb #13hub011

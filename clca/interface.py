@@ -130,7 +130,7 @@ def check_intermediates(model: nn.Module, blocks: list[int]) -> None:
     first = min((stage.stage.block for stage in model.stages if stage.reduces), default=model.depth)
     if (late := max(blocks)) >= first:
         raise NotImplementedError(f"block {late} has no feature map, since tokens are reduced from block {first} on: "
-                                  "ask for earlier blocks by indices, or use clca.restore(model, images) for a map "
+                                  "ask for earlier blocks (indices, out_indices), or use clca.restore for a map "
                                   "of the final tokens")
 
 # %% ../nbs/11_interface.ipynb #4b6b57df

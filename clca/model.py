@@ -19,6 +19,8 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from timm.models._input import get_model_args
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from .head import HEADS, Head, make_head, tapped_blocks
 from .interface import TimmInterface, check_features, identify, refuse_reset
 from .reducers import REDUCERS, NoReduction
 
+from .registry import nearest_name
 from .schedule import Stage, make_stages, quarter_points
 from .scores import score_name
 from .sequence import Account
@@ -190,6 +193,10 @@ def create_model(
     **options: Any, # of `Spec`; whatever is not an option of ours goes to timm.create_model
 ) -> TokenReducedViT: # logits = model(images)
     "A token-reduced timm ViT. Raises `ValueError` or `TypeError` with one sentence for anything that cannot be built."
+    for name in ("features_only", "out_indices"):
+        if name in options:
+            raise ValueError(f"{name}={options[name]!r} asks timm for maps of blocks: use timm.create_model("
+                             "'token_reduced_vit', backbone=…, features_only=True, out_indices=…)")
     place = {name: options.pop(name) for name in ("device", "dtype") if name in options} # timm's, of all parts
     return TokenReducedViT(Spec(backbone, num_classes, **split_options(options))).to(**place)
 
@@ -238,6 +245,7 @@ def wrap(
     vit = unwrap_model(vit)
     if isinstance(vit, TimmInterface): raise TypeError("this model reduces tokens already: wrap the timm model itself")
     check_backbone(vit)
+    for name in split_options(options)["timm_kwargs"]: _check_timms(name)
     for name in ("pretrained", "weights", "image_size", *split_options(options)["timm_kwargs"]):
         if name in options:
             raise ValueError(f"{name}={options[name]!r} says how a backbone is built, and this one is built: "
@@ -264,6 +272,12 @@ def made_with(vit: nn.Module) -> dict[str, Any]: # of timm.create_model
     "The arguments by which timm made a model, as far as timm remembers them, and its pooling as it is now."
     told = get_model_args(vit)
     return {name: value for name, value in told.items() if name not in ("num_classes", "img_size", *OPTIONS, *SOURCES)}
+
+def _check_timms(name: str) -> None:
+    "Raise `ValueError` for an option that neither we nor timm have, with ours that is like it."
+    theirs = {p for kind in (VisionTransformer, Eva) for p in inspect.signature(kind.__init__).parameters}
+    if name in theirs | {*SOURCES, "pretrained_cfg", "pretrained_cfg_overlay"}: return
+    raise ValueError(f"unknown option {name!r}: did you mean {nearest_name(name, OPTIONS)!r}?")
 
 def _without_pool(spec: Spec) -> Spec:
     "A new head reads CLS where there is one, whatever timm's head has pooled."

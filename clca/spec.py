@@ -10,6 +10,7 @@ __all__ = ['OPTIONS', 'CACHE_ONLY', 'SOURCES', 'VARIANTS', 'Spec', 'split_option
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
+from os import PathLike
 from typing import Any
 
 from .schedule import check_keep
@@ -45,7 +46,8 @@ class Spec:
         for name in ("keep", "at", "image_size"): object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         if _is_whole(self.at): object.__setattr__(self, "at", (self.at,))
         object.__setattr__(self, "image_size", _as_side(self.image_size))
-        object.__setattr__(self, "weights", self.weights or None) # a notebook has no None among its parameters
+        path = str(self.weights) if isinstance(self.weights, PathLike) else self.weights
+        object.__setattr__(self, "weights", path or None) # a notebook has no None among its parameters
         _check_kinds(self)
         check_keep(self.keep, len(self.keep) if isinstance(self.keep, tuple) else 1)
 

@@ -360,3 +360,17 @@ def test_traced_by_torch_jit():
         model, x = build(reducer), noise(3)
         traced = torch.jit.trace(model, x, check_trace=False)
         assert torch.allclose(traced(x), model(x), atol=1e-5), reducer
+
+def test_a_saved_folder_at_another_size(tmp_path):
+    "Positions are resampled as when the model itself is resized."
+    for vit in ("vit", "registers", "no_cls", "rope"):
+        model, folder = made(vit), tmp_path/vit
+        save_for_hf(model, str(folder))
+        larger = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=48).eval()
+        model.set_input_size(48)
+        assert torch.allclose(larger(noise(size=(48, 48))), model(noise(size=(48, 48))), atol=1e-5), vit
+
+def test_maps_are_asked_for_in_one_way():
+    with pytest.raises(ValueError, match="token_reduced_vit"): build(features_only=True)
+    with pytest.raises(NotImplementedError, match="out_indices"):
+        timm.create_model("token_reduced_vit", backbone="vit_tiny_patch16_224", features_only=True, **TIMM, at=(1, 2))

@@ -381,7 +381,7 @@ def test_embeddings(make):
 
 @client("timm: final tokens on the grid", "timm")
 def test_restored_has_gradients(make):
-    "The final tokens on the grid, with their gradients: timm's `forward_intermediates`, and `clca.restore`."
+    "The final tokens on the grid, with their gradients: `clca.restore`, which of a plain ViT is timm's `forward_intermediates`."
     model = make().eval()
     if backbone(model) is model: grid, = model.forward_intermediates(noise(), indices=1, intermediates_only=True)
     else: grid = clca.restore(model, noise())
