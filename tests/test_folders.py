@@ -22,7 +22,13 @@ from clca.training.loop import train
 from clca.training.recipe import Recipe, param_groups
 from clca.training.records import check_folder, claim_folder, locked, own_folder, why_result
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+@pytest.fixture(scope="module", autouse=True)
+def on_one_thread():
+    "All runs of this file, the one that tests share too: bits are compared, and another number of threads gives others."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 def go(out, model=None, data=None, recipe=tiny.SHORT, **parameters):
     return train(tiny.model() if model is None else model, data or tiny.data(), out, recipe, parameters)

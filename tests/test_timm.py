@@ -165,6 +165,7 @@ from clca.spec import options_of
 from clca.model import TokenReducedViT
 from safetensors.torch import load_file
 folder, kind = sys.argv[1:]
+torch.set_num_threads(1) # as where the answers were given
 model = dict(timm=lambda: timm.create_model("local-dir:" + folder, pretrained=True).eval(),
              hub=lambda: TokenReducedViT.from_pretrained(folder), ours=lambda: clca.load_checkpoint(folder))[kind]()
 told = load_file(folder + "/told.safetensors")
