@@ -20,6 +20,7 @@ from .model import TokenReducedViT, create_model
 from .reducers import REDUCERS
 from .registry import known
 from .spec import Spec, without_weights
+from .weights import PREPARED
 
 # %% ../nbs/13_hub.ipynb #f43e61dd
 def _built(
@@ -74,7 +75,7 @@ def check_spec(model: TokenReducedViT) -> None:
 def hub_config(model: TokenReducedViT) -> dict[str, Any]: # for JSON
     "What a folder must say of a model: its spec, and how images are prepared."
     spec = vars(to_write(model.spec))
-    names = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "input_size")
+    names = (*PREPARED, "crop_mode", "input_size")
     prepared = {name: model.pretrained_cfg[name] for name in names if name in model.pretrained_cfg}
     return dict(spec=spec | dict(timm_kwargs=dict(spec["timm_kwargs"])), pretrained_cfg=prepared)
 

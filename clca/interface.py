@@ -6,21 +6,22 @@
 __all__ = ['ARCHITECTURE', 'FIRST_CONV', 'OF_BACKBONE', 'NEW_PARTS', 'REPLACED', 'identify', 'to_write', 'TimmInterface',
            'head_hidden_size', 'num_features', 'set_grad_checkpointing', 'forward_features', 'forward_head',
            'Intermediates', 'check_intermediates', 'forward_intermediates', 'get_classifier', 'reset_classifier',
-           'check_pool', 'check_features', 'refuse_reset', 'check_attribute', 'set_input_size', 'group_matcher',
-           'no_weight_decay', 'is_timms', 'from_timms_state', 'load_state_dict']
+           'check_pool_name', 'check_pool', 'check_features', 'refuse_reset', 'check_attribute', 'set_input_size',
+           'group_matcher', 'no_weight_decay', 'is_timms', 'from_timms_state', 'load_state_dict']
 
 # %% ../nbs/11_interface.ipynb #a4c1a007
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
 import torch
 from timm.models._features import feature_take_indices
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from .backbone import check_image_size, check_images
-from .head import Head, make_head
+from .head import HEADS, Head, make_head
 from .sequence import TokenSequence
 from .spec import Spec, options_of, without_weights
 from .walk import Watcher, walk
@@ -56,7 +57,6 @@ def _own_cfg(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
     backbone = model.backbone
     cfg = dict(getattr(model, "pretrained_cfg", None) or getattr(backbone, "pretrained_cfg", None) or {})
     if (given := cfg.get("input_size")) and tuple(given[1:]) != size: cfg.pop("test_input_size", None)
-
     return cfg | dict(
         architecture=ARCHITECTURE, num_classes=model.num_classes, input_size=(backbone.in_chans, *size),
         pool_size=None, first_conv=FIRST_CONV, classifier=_classifier(model))
@@ -140,7 +140,7 @@ def forward_intermediates(
     indices: int | list[int] | None = None, # the last n blocks, all if None, or these
     return_prefix_tokens: bool = False, # pairs of map and prefix tokens
     norm: bool = False, # after the final norm
-    stop_early: bool = False, # only blocks up to the last one that is asked for need to run
+    stop_early: bool = False, # timm's wish to be spared later blocks: they run here, where the head reads them
     output_fmt: str = "NCHW", # or NLC
     intermediates_only: bool = False, # without the final features
 ) -> list | tuple[Tensor, list]: # final features and maps [B, D, h, w], or the maps alone
@@ -195,12 +195,18 @@ def reset_classifier(
     identify(model, spec)
 
 # %% ../nbs/11_interface.ipynb #90c63f8a
+def check_pool_name(pool: str, head: str) -> None: # head: its name
+    "Raise `ValueError` for a pooling that such a head cannot have."
+    own = HEADS.find(head).of_backbone
+    can, other = (("token", "avg", "map"), "") if own else (("token", "avg"), ", or head='linear'")
+    if pool in can: return
+    raise ValueError(f"global_pool={pool!r} is not possible with head={head!r}: "
+                     f"use global_pool={' or '.join(map(repr, can))}{other}")
+
 def check_pool(model: nn.Module, pool: str) -> None:
     "Raise `ValueError` for a pooling that this model cannot have."
-    backbone, own = model.backbone, model.head.of_backbone
-    if pool not in (can := ("token", "avg", "map") if own else ("token", "avg")):
-        raise ValueError(f"global_pool={pool!r} is not possible with head={model.spec.head!r}: "
-                         f"use one of {', '.join(can)}")
+    backbone = model.backbone
+    check_pool_name(pool, model.spec.head)
     if pool != "token" and isinstance(backbone, VisionTransformerDistilled):
         raise ValueError(f"global_pool={pool!r} is not possible with a distilled backbone, which reads two tokens: "
                          "leave it out")

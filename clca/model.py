@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .backbone import check_backbone, check_images, create_backbone, drop_head, open_blocks
 from .cache import Cache, recovery_blocks
 from .head import HEADS, Head, make_head, tapped_blocks
-from .interface import TimmInterface, check_features, identify, refuse_reset
+from .interface import TimmInterface, check_features, check_pool_name, identify, refuse_reset
 from .reducers import REDUCERS, NoReduction
 
 from .registry import nearest_name
@@ -102,10 +102,7 @@ def check_head_options(spec: Spec) -> None:
         if name in spec.timm_kwargs:
             raise ValueError(f"{name}={spec.timm_kwargs[name]!r} is about timm's own head, and head={spec.head!r} "
                              "stands in its place: leave it out, or use head='linear'")
-    pool = spec.timm_kwargs.get("global_pool", "token")
-    if pool not in ("token", "avg"):
-        raise ValueError(f"global_pool={pool!r} is not possible with head={spec.head!r}: "
-                         "use global_pool='token' or 'avg', or head='linear'")
+    check_pool_name(spec.timm_kwargs.get("global_pool", "token"), spec.head)
 
 # %% ../nbs/12_model.ipynb #a94450fe
 def create_head(
@@ -245,20 +242,18 @@ def wrap(
     vit = unwrap_model(vit)
     if isinstance(vit, TimmInterface): raise TypeError("this model reduces tokens already: wrap the timm model itself")
     check_backbone(vit)
-    for name in split_options(options)["timm_kwargs"]: _check_timms(name)
-    for name in ("pretrained", "weights", "image_size", *split_options(options)["timm_kwargs"]):
-        if name in options:
-            raise ValueError(f"{name}={options[name]!r} says how a backbone is built, and this one is built: "
-                             "leave it out")
+    asked = split_options(options)
+    _check_built(asked)
     if getattr(vit, "without_head", False):
         raise ValueError("this backbone has lost its final norm and classifier to a head of ours: "
                          "wrap the timm model itself")
     own = num_classes is None
-    if own and options.get("head", "linear") != "linear":
-        raise ValueError(f"head={options['head']!r} is a new head, which needs num_classes: "
+    if own and asked.get("head", "linear") != "linear":
+        raise ValueError(f"head={asked['head']!r} is a new head, which needs num_classes: "
                          "give it, or leave head out to keep the model's own")
-    given = dict(at=None, image_size=vit.patch_embed.img_size) | (dict(head="linear") if own else {}) | options
-    spec = Spec(architecture(vit), vit.num_classes if own else num_classes, **given, timm_kwargs=made_with(vit))
+    built = dict(image_size=vit.patch_embed.img_size, timm_kwargs=made_with(vit))
+    given = dict(at=None) | (dict(head="linear") if own else {}) | asked | built
+    spec = Spec(architecture(vit), vit.num_classes if own else num_classes, **given)
     if spec.at is None: spec = replace(spec, at=quarter_points(len(vit.blocks)))
     if not HEADS.find(spec.head).of_backbone: spec = _without_pool(spec)
     return _alike(TokenReducedViT(spec, _with_classes(copy.deepcopy(vit), spec)), vit)
@@ -273,11 +268,15 @@ def made_with(vit: nn.Module) -> dict[str, Any]: # of timm.create_model
     told = get_model_args(vit)
     return {name: value for name, value in told.items() if name not in ("num_classes", "img_size", *OPTIONS, *SOURCES)}
 
-def _check_timms(name: str) -> None:
-    "Raise `ValueError` for an option that neither we nor timm have, with ours that is like it."
+def _check_built(asked: dict[str, Any]) -> None: # of `split_options`
+    "Raise `ValueError` for options about building a backbone, or that neither we nor timm have, with ours like it."
     theirs = {p for kind in (VisionTransformer, Eva) for p in inspect.signature(kind.__init__).parameters}
-    if name in theirs | {*SOURCES, "pretrained_cfg", "pretrained_cfg_overlay"}: return
-    raise ValueError(f"unknown option {name!r}: did you mean {nearest_name(name, OPTIONS)!r}?")
+    theirs |= {*SOURCES, "pretrained_cfg", "pretrained_cfg_overlay"}
+    about = {name: asked[name] for name in ("pretrained", "weights", "image_size") if name in asked}
+    for name, value in (about | asked["timm_kwargs"]).items():
+        if name not in theirs | about.keys():
+            raise ValueError(f"unknown option {name!r}: did you mean {nearest_name(name, OPTIONS)!r}?")
+        raise ValueError(f"{name}={value!r} says how a backbone is built, and this one is built: leave it out")
 
 def _without_pool(spec: Spec) -> Spec:
     "A new head reads CLS where there is one, whatever timm's head has pooled."

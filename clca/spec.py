@@ -97,7 +97,11 @@ def split_options(
     As in timm, `None` among those stands for what timm takes by itself; `img_size` is its name of `image_size`."""
     ours = {name: value for name, value in options.items() if name in OPTIONS}
     rest = {name: value for name, value in options.items() if name not in OPTIONS and value is not None}
-    if (size := rest.pop("img_size", None)) is not None: ours.setdefault("image_size", size)
+    if (size := rest.pop("img_size", None)) is not None:
+        if ours.setdefault("image_size", size) not in (None, size):
+            raise ValueError(f"img_size={size!r} and image_size={ours['image_size']!r} are two names of the same: "
+                             "give one of them")
+        ours["image_size"] = size
     return ours | dict(timm_kwargs=rest)
 
 def options_of(

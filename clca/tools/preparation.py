@@ -20,7 +20,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..spec import Spec
-from ..weights import weights_config
+from ..weights import PREPARED, weights_config
 
 # %% ../../nbs/tools/07_preparation.ipynb #eff80d54
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _check_interpolation(name: Any) -> None:
                          "nearest, box or hamming") from None
 
 # %% ../../nbs/tools/07_preparation.ipynb #e0aaa1a1
-CHANGEABLE = ("mean", "std", "crop_pct", "interpolation")
+CHANGEABLE = PREPARED # mean, std, crop_pct and interpolation
 
 def changed(
     preparation: Preparation,

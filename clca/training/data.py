@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 
 from ..tools.preparation import Preparation
-from clca.training.checks import (
-    check_classes, check_rows, sorted_classes, warn_absent, warn_alike, warn_left_out, warn_repeated, warn_two_labels,
-    without_bad)
+from .checks import check_classes, check_rows, sorted_classes, without_bad
+from .checks import warn_absent, warn_alike, warn_left_out, warn_repeated, warn_two_labels
 from .cub import CUB, read_cub
 from .dafre import DAFRE, read_dafre
 from .datasets import DATASETS, read_dataset, register_dataset, source_place

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from ..weights import said
+
 # %% ../../nbs/training/07b_loggers.ipynb #8ac2c96e
 def logger_named(
     name: str, # auto, none, tensorboard, wandb or mlflow
@@ -45,8 +47,7 @@ def _opened(kind: str, out: Path, parameters: dict) -> Logger:
     logger = _logger(kind, out)
     try: logger.log_hyperparams(parameters)
     except Exception as e: # of whatever library it is
-        said = f"{type(e).__name__} {' '.join(str(e).split())[:200]}"
-        raise RuntimeError(f"logger={kind!r} cannot be used ({said}): set {kind} up, or take logger='none'") from e
+        raise RuntimeError(f"logger={kind!r} cannot be used ({said(e)}): set {kind} up, or take logger='none'") from e
     return logger
 
 # %% ../../nbs/training/07b_loggers.ipynb #392f8444

@@ -8,9 +8,10 @@ __all__ = ['PROTOCOLS', 'protocol_values', 'with_protocol', 'recipe_of']
 # %% ../../nbs/training/04a_protocols.ipynb #ffe5a8d6
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
+
 from typing import Any
 
+from ..registry import nearest
 from ..tools.preparation import Preparation, changeable_values
 from .recipe import Recipe
 
@@ -36,9 +37,7 @@ def protocol_values(
     name: str, # of a protocol
 ) -> dict[str, Any]:
     "The values of a protocol. ValueError if there is none of that name."
-    if name in PROTOCOLS: return dict(PROTOCOLS[name])
-    near = get_close_matches(str(name), PROTOCOLS, 1, 0)[0]
-    raise ValueError(f"unknown protocol {name!r}: did you mean {near!r}? (valid: {', '.join(PROTOCOLS)})")
+    return dict(PROTOCOLS[nearest(name, PROTOCOLS, "protocol")])
 
 # %% ../../nbs/training/04a_protocols.ipynb #93ad7af1
 def with_protocol(

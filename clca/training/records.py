@@ -33,7 +33,7 @@ from .data import load_data
 from .files import write_atomic
 from .paths import locate, root
 from .recipe import Recipe, unwrapped
-from ..weights import NAMES
+from ..weights import weights_file
 
 # %% ../../nbs/training/06_records.ipynb #6e672307
 class AtomicIO(TorchCheckpointIO):
@@ -263,9 +263,12 @@ def source_hashes(
 ) -> dict[str, str]: # `weights_hash`, `teacher_hash`: 16 hex digits; none for a file that is not there
     "Hashes of the contents of the files that a run takes weights from, but for those that are among the parameters."
     asked = [name for name in _SOURCES if parameters.get(name) and f"{name}_hash" not in parameters]
-    places = {name: locate(parameters[name]) for name in asked}
-    files = {name: [p for p in (place, *(place/n for n in NAMES)) if p.is_file()] for name, place in places.items()}
-    return {f"{name}_hash": _content_hash(found[0]) for name, found in files.items() if found}
+    files = {name: _found(parameters[name]) for name in asked}
+    return {f"{name}_hash": _content_hash(file) for name, file in files.items() if file}
+
+def _found(path: str) -> Path | None:
+    "The file with the weights, if it is there."
+    with suppress(FileNotFoundError): return weights_file(locate(path))
 
 # %% ../../nbs/training/06_records.ipynb #e1bd6965
 def _content_hash(path: Path) -> str:
