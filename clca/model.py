@@ -26,8 +26,10 @@ from torch import Tensor, nn
 
 from .backbone import check_backbone, check_images, create_backbone, drop_head, open_blocks
 from .cache import Cache, recovery_blocks
+from .classifier import check_features, check_pool_name, refuse_reset
 from .head import HEADS, Head, make_head, tapped_blocks
-from .interface import TimmInterface, check_features, check_pool_name, identify, refuse_reset
+from .interface import TimmInterface, identify
+from .layers import TimmLayers
 from .reducers import REDUCERS, NoReduction
 
 from .registry import nearest_name
@@ -130,7 +132,7 @@ def protected_start(model: "TokenReducedViT") -> int:
     return backbone.num_prefix_tokens if by_place or protects else 1
 
 # %% ../nbs/12_model.ipynb #2655ba76
-class TokenReducedViT(TimmInterface, PyTorchModelHubMixin, library_name="clca", license="apache-2.0"):
+class TokenReducedViT(TimmLayers, PyTorchModelHubMixin, library_name="clca", license="apache-2.0"):
     """A timm ViT whose blocks `at` reduce tokens, with the cache and the head of CLCA.
     Made by `create_model` or `wrap`."""
     def __init__(self,
