@@ -17,7 +17,7 @@ from clca import load_checkpoint, reducers
 from clca.head import HEADS
 from clca.training import Recipe, register_adapter, train
 from clca.training.adapters import Adapter, adapted
-from clca.training.loop import training_loss
+from clca.training.task import training_loss
 
 NAMES = ["freeze", pytest.param("lora", marks=pytest.mark.skipif(
     not find_spec("peft"), reason="peft is not installed"))]

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from models import PLAIN, SMALL, build, noise, perturbed
+from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import load_checkpoint, save_for_hf
 from timm.optim import create_optimizer_v2
@@ -87,7 +88,7 @@ def test_pooling_acts(head):
 def test_dropout_acts():
     for head in ("linear", "cla", "cla_last"):
         model = made("vit", head, drop_rate=.5)
-        model.train(), model.head.train() if head == "linear" else None
+        model.train()
         for part in model.modules():
             if isinstance(part, nn.BatchNorm1d): part.eval()
         assert not torch.equal(model(noise()), model(noise())), head
@@ -248,10 +249,13 @@ def test_gradients_reach_the_image_through_the_map():
     clca.restore(made("vit"), x).square().sum().backward()
     assert x.grad.abs().sum() > 0
 
-@torch.no_grad()
 def test_transforms_of_timm_fit():
-    told = resolve_model_data_config(made("vit"))
-    assert create_transform(**told, is_training=False) is not None and told["input_size"] == (3, 32, 32)
+    "A picture goes from timm's transform into the model, normalised as its weights want it."
+    model = made("vit")
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    white = transform(Image.new("RGB", (50, 40), "white"))
+    assert white.shape == (3, 32, 32) and torch.allclose(white, torch.ones(3, 32, 32)) # (1 - .5)/.5
+    assert model(white[None]).shape == (1, 7)
 
 # What was broken once -------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from clca import create_model, load_checkpoint
 from clca.spec import options_of
 from clca.training import files, records
 from clca.training.evaluation import predict
-from clca.training.loop import Classifier, train
+from clca.training.loop import train
+from clca.training.task import Classifier
 from clca.training.recipe import Recipe, lr_factor, param_groups
 
 SAME = ["epoch", "lr", "train_loss", "val_loss", "val_top1"]
@@ -68,9 +69,9 @@ def test_killed_before_the_end_is_written(whole, tmp_path, monkeypatch):
     def refuse(path, content):
         if Path(path).name == "metrics.json": raise KeyError
         write(path, content)
-    monkeypatch.setattr("clca.training.loop.write_atomic", refuse)
+    monkeypatch.setattr("clca.training.results.write_atomic", refuse)
     with pytest.raises(KeyError): train(tiny.model(), tiny.data(), out, tiny.RECIPE, dict(keep=.1))
-    monkeypatch.setattr("clca.training.loop.write_atomic", write)
+    monkeypatch.setattr("clca.training.results.write_atomic", write)
     before = (out/"history.csv").read_text()
     (out/"history.csv").unlink()
     train(tiny.model(1), tiny.data(), out, tiny.RECIPE, dict(keep=.1))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANT_LABELS', 'REDUCER_LABELS', 'DATASET_LABELS', 'BACKBONE_LABELS', 'PALETTE', 'MARKERS', 'HATCHES', 'label',
-           'in_order', 'alt_text', 'describe_figures', 'readable', 'style', 'look', 'hollow', 'filled', 'panels',
-           'legend_beside', 'credit', 'caption', 'file_hash', 'save_figure']
+           'in_order', 'alt_text', 'describe_figures', 'beside_picture', 'readable', 'style', 'look', 'hollow',
+           'filled', 'panels', 'legend_beside', 'credit', 'caption', 'file_hash', 'save_figure']
 
 # %% ../../nbs/lab/10_house_style.ipynb #d416d919
 import base64
@@ -108,7 +108,15 @@ def describe_figures() -> None:
 def _in_words(fig: Figure) -> tuple[dict, dict]: # HTML, and metadata of the picture
     text, png = alt_text(fig), get_ipython().display_formatter.formatters["image/png"](fig)
     data, size = png if isinstance(png, tuple) else (png, {}) # twice as many pixels come with their size
-    return {"text/html": _img(data, text, **size)} if data else {}, {"image/png": {"alt": text}}
+    return beside_picture(data, text, **size)
+
+def beside_picture(
+    png: str | None, # base64
+    text: str, # what it shows
+    **size: int, # height and width on the page, in pixels
+) -> tuple[dict, dict]: # by MIME type: HTML, and metadata of the picture
+    "What a notebook stores beside a picture, so that each converter finds its text."
+    return {"text/html": _img(png, text, **size)} if png else {}, {"image/png": {"alt": text}}
 
 def _img(png: str, text: str, **size: int) -> str: # base64; pixels on the page
     file = io.BytesIO()

@@ -7,6 +7,7 @@ __all__ = ['flower', 'patch_tokens', 'salience', 'follow_plans', 'paint', 'show_
            'rollout_overlay', 'show_folder']
 
 # %% ../../nbs/lab/16_pictures.ipynb #d13359b4
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from IPython.display import Image, display
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -24,7 +25,7 @@ from numpy import ndarray
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from .house_style import PALETTE, describe_figures, style
+from .house_style import PALETTE, beside_picture, describe_figures, style
 from ..tokens import Plan
 
 # %% ../../nbs/lab/16_pictures.ipynb #711a7f36
@@ -225,4 +226,6 @@ def show_folder(
     if (metrics := folder/"metrics.json").exists():
         display(pd.Series(json.loads(metrics.read_bytes()), name=folder.name).to_frame())
     for path in sorted(folder.glob("*.png")):
-        display(Image(filename=path, alt=f"{path.stem}, of the run in the folder"))
+        png = base64.b64encode(path.read_bytes()).decode()
+        html, about = beside_picture(png, f"{path.stem}, of the run in the folder")
+        display({"image/png": png} | html, metadata=about, raw=True)

@@ -53,7 +53,8 @@ def augmentation_policy(
     preparation: Preparation, # its mean fills what is left empty
 ) -> v2.Transform | None: # for images of bytes; None: nothing more
     "What is done to an image beside crop and flip. ValueError for an unknown name."
-    if name not in AUGMENTATIONS: raise ValueError(f"augmentation = {name!r} must be one of {', '.join(AUGMENTATIONS)}")
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"augmentation = {name!r} must be one of {', '.join(AUGMENTATIONS)}")
     policy = AUGMENTATIONS[name]
     return policy and policy(fill=[round(255 * value) for value in preparation.mean])
 

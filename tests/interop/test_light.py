@@ -1,6 +1,7 @@
 "What works with a reduced model as with a timm ViT, of the packages that every environment of this repository has."
 import copy
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -98,12 +99,16 @@ def test_functional(make):
     cross_entropy(model(x), labels(2)).backward()
     for n, p in model.named_parameters(): torch.testing.assert_close(found[n], p.grad, rtol=1e-4, atol=1e-5, msg=n)
 
+def unfused(make: Callable[[], nn.Module]) -> nn.Module:
+    "A model made while timm's switch says that attention is written out."
+    timm.layers.set_fused_attn(False)
+    try: return make()
+    finally: timm.layers.set_fused_attn(True)
+
 @client("torch: jacobians", "torch")
 def test_jacobian(make):
     "Of the logits by the pixels: backward, by `jacrev`, and by `jvp` with attention that is not fused."
-    timm.layers.set_fused_attn(False)
-    try: model = make().eval()
-    finally: timm.layers.set_fused_attn(True)
+    model = unfused(make).eval()
     x, v = noise(1), noise(1, seed=2)
     J = torch.autograd.functional.jacobian(model, x)
     assert J.shape == (1, CLASSES, *x.shape) and J.abs().sum() > 0
@@ -114,9 +119,7 @@ def test_jacobian(make):
 @client("torch: double backward", "torch")
 def test_double_backward(make):
     "A penalty on the gradient by the pixels reaches the weights, with attention that is not fused."
-    timm.layers.set_fused_attn(False)
-    try: model = make().train()
-    finally: timm.layers.set_fused_attn(True)
+    model = unfused(make).train()
     x = noise().requires_grad_()
     slope, = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
     slope.square().sum().backward()
@@ -333,10 +336,7 @@ def test_save_for_hf(make, tmp_path):
 def test_attention_extract(make):
     "Maps of every block by hooks: rows that sum to one."
     from timm.utils import AttentionExtract
-    timm.layers.set_fused_attn(False)
-    try: model = make()
-    finally: timm.layers.set_fused_attn(True)
-    maps = AttentionExtract(model, method="hook")(noise())
+    maps = AttentionExtract(unfused(make), method="hook")(noise())
     assert len(maps) == DEPTH
     for a in maps.values(): torch.testing.assert_close(a.sum(-1), torch.ones_like(a[..., 0]))
 
