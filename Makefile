@@ -74,6 +74,7 @@ interop: $(MADE)
 docs: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md docs/works_with.md _docs/source
+	$(BIN)/python docs/repository.py fill _docs/source/nbs/index.ipynb
 	$(BIN)/python -m sphinx --quiet -c docs _docs/source _docs/html
 
 readme: $(MADE)

@@ -1,5 +1,6 @@
 """What `make` calls: `python docs/repository.py results FOLDER` says what a run left behind,
-`python docs/repository.py readme` makes README.md from nbs/index.ipynb."""
+`python docs/repository.py readme` makes README.md from nbs/index.ipynb,
+`python docs/repository.py fill NOTEBOOK` puts the numbers into the text of a copy of it, for the site."""
 import json
 import re
 import sys
@@ -42,10 +43,18 @@ def cell_text(cell: dict) -> str:
     return f"```python\n{code}\n```" + (f"\n\n```\n{out}\n```" if out else "")
 
 
+def numbered(notebook: str | Path) -> nbformat.NotebookNode:
+    "A notebook with the numbers of its text, which are `{{ expressions }}` of nbs/lab/42_claims.ipynb."
+    from clca.lab.claims import with_numbers # takes seconds, which not every call of this file needs
+    nb = nbformat.read(notebook, as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": cell.source = with_numbers(cell.source)
+    return nb
+
+
 def readme(notebook: str | Path = ROOT / "nbs" / "index.ipynb") -> str:
     "The README as Markdown, made from its notebook."
-    cells = nbformat.read(notebook, as_version=4).cells
-    texts = ["<!-- made from nbs/index.ipynb by make readme -->", *map(cell_text, cells)]
+    texts = ["<!-- made from nbs/index.ipynb by make readme -->", *map(cell_text, numbered(notebook).cells)]
     return "\n\n".join(filter(None, texts)) + "\n"
 
 
@@ -61,5 +70,6 @@ def write_readme(root: str | Path = ROOT) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["readme"]: write_readme()
+    elif sys.argv[1:2] == ["fill"] and len(sys.argv) == 3: nbformat.write(numbered(sys.argv[2]), sys.argv[2])
     elif sys.argv[1:2] == ["results"] and len(sys.argv) == 3: show_results(sys.argv[2])
     else: sys.exit(__doc__)
