@@ -3,6 +3,7 @@
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
 # make docs             the notebooks as a site in _docs/html
+# make notebooks        train, predict, comparison, benchmark and figures again, with what they show: a quarter of an hour; N=train only one
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
 KEEP ?= 0.1
 P ?=
@@ -18,7 +19,7 @@ MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?=
 export KEEP P OUT
 
-.PHONY: help env train test test-fast interop docs ablation figures benchmark predict prepare readme
+.PHONY: help env train test test-fast interop docs notebooks ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -43,7 +44,7 @@ define run
 	@out="$${OUT:-$(1)}"; if [ "$$CLCA_ROOT" ] && [ "$${out#/}" = "$$out" ]; then \
 	mkdir -p "$$CLCA_ROOT" && out="$$(cd "$$CLCA_ROOT" && pwd)/$$out"; fi; \
 	mkdir -p "$$out"; echo "papermill nbs/$@.ipynb $$out/$@.ipynb"; \
-	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --log-output --no-progress-bar </dev/null && \
+	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --stdout-file - --stderr-file - --log-level WARNING --no-progress-bar </dev/null && \
 	$(BIN)/python docs/repository.py results "$$out"
 endef
 # What P says, as a part of a name: other parameters have another folder.
@@ -76,6 +77,9 @@ docs: $(MADE)
 	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md docs/works_with.md _docs/source
 	$(BIN)/python docs/repository.py fill _docs/source/nbs/index.ipynb
 	$(BIN)/python -m sphinx --quiet -c docs _docs/source _docs/html
+
+notebooks: $(MADE)
+	$(BIN)/python docs/notebooks.py $(N)
 
 readme: $(MADE)
 	$(BIN)/python docs/repository.py readme

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['say', 'plural', 'about_data', 'about_cost', 'about_learning', 'about_confusion', 'about_tokens', 'about_result',
-           'about_answers', 'about_reducers', 'about_gains', 'about_speed', 'about_reached', 'about_training_step',
-           'about_contrasts']
+           'about_left_out', 'about_survival', 'about_making', 'about_answers', 'about_spread', 'about_reducers',
+           'about_gains', 'about_accuracy_cost', 'about_kept', 'about_speed', 'about_reached', 'about_training_step',
+           'about_growth', 'about_contrasts']
 
 # %% ../../nbs/lab/10b_readings.ipynb #6134930f
 import math
@@ -123,18 +124,64 @@ def about_result(
             f"of images), where guessing has {chance:.1%}. Validation had {val:.1%}, {near}; "
             "one seed says nothing of the spread between runs.")
 
-# %% ../../nbs/lab/10b_readings.ipynb #5c3f7c60
+# %% ../../nbs/lab/10b_readings.ipynb #444d403a
+def about_left_out(
+    left_out: pd.DataFrame, # a row for each file that is not used: why
+    used: int, # images
+) -> str:
+    "Whether every file is used, and if not, why most often."
+    if left_out.empty: return f"All of {plural(used, 'image')} are used. Nothing is left out."
+    why = left_out.why.value_counts()
+    return (f"{plural(used, 'image')} are used and {plural(len(left_out), 'file')} left out. "
+            f"The reason is “{why.index[0]}” in {plural(int(why.iloc[0]), 'case')}.")
+
+# %% ../../nbs/lab/10b_readings.ipynb #b739dd4f
+def about_survival(
+    maps: Sequence[np.ndarray], # for each stage [N, h, w]: what is left of each patch in one token, from 0 to 1
+) -> str:
+    "How much of a picture is left, and whether that depends on the picture."
+    if not len(maps): return "No stage reduces tokens. Each patch has a token of its own to the end."
+    whole = np.asarray(maps[-1]).reshape(len(maps[-1]), -1) > .5
+    always, ever = whole.all(0).sum(), whole.any(0).sum()
+    return (f"After the last stage {whole.sum(1).mean():.1f} of {whole.shape[1]} patches still have a token of "
+            "their own, in the mean "
+            f"of these {plural(len(whole), 'picture')}. {always} of them are the same in every picture and {ever} "
+            "are kept in at least one.")
+
+# %% ../../nbs/lab/10b_readings.ipynb #58e62507
+def about_making(
+    record: Mapping[str, Any], # of a run: git_commit, command, machine, date; what it lacks was not recorded
+) -> str:
+    "What made a record, in words."
+    told = {name: record.get(name) or "not recorded" for name in ("git_commit", "command", "machine", "date")}
+    command = f"`{told['command']}`" if record.get("command") else told["command"]
+    changed = " and changes to it" if told["git_commit"].endswith("+") else ""
+    return (f"The command that made this: {command}; the commit: {told['git_commit'][:12].rstrip('+')}{changed}. "
+            f"The machine: {told['machine']}; the day: {told['date']}.")
+
+# %% ../../nbs/lab/10b_readings.ipynb #9591ccf7
 def about_answers(
-    answers: pd.DataFrame, # a row for each image: answer_1, share_1
+    answers: pd.DataFrame, # a row for each image: share_1, perhaps share_2
+) -> str:
+    "How sure the model is."
+    sure = int((answers.share_1 >= .5).sum())
+    if "share_2" not in answers: rest = "Only the first answer of each image was asked for."
+    else:
+        near = int((answers.share_1 < 2*answers.share_2).sum())
+        rest = f"In {plural(near, 'image')} it is less than twice that of the second: these are the ones to look at."
+    return (f"The first answer has half of the share or more in {sure} of {plural(len(answers), 'image')}, and "
+            f"{answers.share_1.median():.2f} in the median. {rest}")
+
+def about_spread(
+    answers: pd.DataFrame, # a row for each image: answer_1
     classes: int, # that the model knows
 ) -> str:
-    "How sure the model is, and how it spreads its answers."
-    sure, given = (answers.share_1 >= .5).sum(), answers.answer_1.value_counts()
-    return (f"Of {plural(len(answers), 'image')} the first answer has half of the share or more in {sure}; the "
-            "median share is "
-            f"{answers.share_1.median():.2f}. {plural(len(given), 'class')} of {classes} are answered at all, "
-            "most often "
-            f"{given.index[0]} ({plural(int(given.iloc[0]), 'image')}).")
+    "How its answers spread over the classes."
+    given = answers.answer_1.value_counts()
+    return (f"{len(given)} of {plural(classes, 'class')} are answered at all, most often {given.index[0]}, for "
+            f"{plural(int(given.iloc[0]), 'image')}. Were all images of all classes alike in number, each would "
+            "be answered "
+            f"{len(answers)/classes:.1f} times.")
 
 # %% ../../nbs/lab/10b_readings.ipynb #0e3e6d00
 def _best(rows: pd.DataFrame, value: str) -> pd.Series: return rows.loc[rows[value].idxmax()]
@@ -173,6 +220,31 @@ def about_gains(
             f"{gain.max():+.1f} "
             f"({label(most[0])}, {most[1]:g}).")
 
+# %% ../../nbs/lab/10b_readings.ipynb #9bf5a070
+def about_accuracy_cost(
+    cells: pd.DataFrame, # reducer, keep, variant, mean (share), gmacs
+) -> str:
+    "Which method buys most accuracy for its arithmetic, and what no reduction has."
+    reduced, plain = cells[cells.reducer != "none"], cells[cells.reducer == "none"]
+    best = _best(reduced, "mean")
+    first = (f"The most accurate reduction is {_named(best)}: {best['mean']:.1%}, with {1e3*best.gmacs:.1f} million "
+             "multiply-accumulates.")
+    if plain.empty: return f"{first} No run without reduction is here to compare it with."
+    all_tokens = _best(plain, "mean")
+    better = int((reduced["mean"] >= all_tokens["mean"]).sum())
+    return (f"{first} With all tokens it is {all_tokens['mean']:.1%} for {1e3*all_tokens.gmacs:.1f} million, and "
+            f"{better} of {plural(len(reduced), 'reduction')} reach that.")
+
+def about_kept(
+    left: Mapping[str, np.ndarray], # method → [N, h, w]: what is left of each patch in one token, from 0 to 1
+) -> str:
+    "How many patches each method leaves whole, and which spreads them over its tokens."
+    if not left: return "No run has left a model to look at. Nothing can be said of its tokens."
+    whole = {name: float((np.asarray(map_) > .5).mean()) for name, map_ in left.items()}
+    most, none = max(whole, key=whole.get), [name for name, share in whole.items() if share == 0]
+    rest = f"No patch is left whole by {', '.join(none)}." if none else "Each method leaves some patches whole."
+    return f"{most} keeps the most patches whole, {whole[most]:.0%} of them after the last stage. {rest}"
+
 # %% ../../nbs/lab/10b_readings.ipynb #6a978ffd
 def about_speed(
     table: pd.DataFrame, # reducer, keep, variant, speedup
@@ -187,7 +259,9 @@ def about_speed(
             "with "
             f"{last.speedup:.2f} times. {end}")
 
-# %% ../../nbs/lab/10b_readings.ipynb #9180c92a
+# %% ../../nbs/lab/10b_readings.ipynb #b81a0a27
+def _percent(share: float) -> str: return f"{round(share, 2) + 0.:+.0%}" # no -0 %
+
 def about_reached(
     table: pd.DataFrame, # of benchmark.ipynb: mode, variant, size, batch, speedup, reached, overhead
 ) -> str:
@@ -198,7 +272,8 @@ def about_reached(
             "multiply-accumulates, "
             f"and least at {worst['size']:.0f} px and batch {worst.batch:.0f}. What reduction, cache and head "
             "take beyond the same "
-            f"blocks alone is {over.median():+.0%} in the median and {over.quantile(.9):+.0%} or less in nine of "
+            f"blocks alone is {_percent(over.median())} in the median and {_percent(over.quantile(.9))} or less "
+            "in nine of "
             "ten cases.")
 
 def about_training_step(
@@ -211,6 +286,20 @@ def about_training_step(
     return (f"A training step of {_named(row)} is {row.speedup:.1f} times as fast as that of stock timm, in "
             f"{row.memory_ratio:.2f} of its memory. Training keeps every activation for the backward pass, so fewer "
             "tokens are less memory, too, which at inference they hardly are.")
+
+# %% ../../nbs/lab/10b_readings.ipynb #17d31c7c
+def about_growth(
+    table: pd.DataFrame, # of benchmark.ipynb: mode, variant, size, batch, speedup
+) -> str:
+    "Whether more tokens, or more images at once, make reduction worth more."
+    rows = table[(table["mode"] == "inference") & (table.variant != "stock")]
+    ends = []
+    for name, unit in dict(size="px", batch="images at once").items():
+        means = rows.groupby(name).speedup.mean()
+        if len(means) < 2: ends.append(f"Only {means.index[0]:g} {unit} were measured.")
+        else: ends.append(f"At {means.index[0]:g} {unit} the mean speed-up is {means.iloc[0]:.2f}, "
+                          f"at {means.index[-1]:g} {means.iloc[-1]:.2f}.")
+    return " ".join(ends)
 
 # %% ../../nbs/lab/10b_readings.ipynb #6a40de8f
 def about_contrasts(

@@ -27,7 +27,7 @@ def shorten(
     half = longest//2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
-# %% ../../nbs/lab/10a_training_figures.ipynb #769d1683
+# %% ../../nbs/lab/10a_training_figures.ipynb #9e591122
 def class_examples(
     images: ndarray, # [N, H, W, 3] from 0 to 1
     names: Sequence[str], # of the class of each
@@ -36,7 +36,7 @@ def class_examples(
     style(names)
     rows = -(-len(images)//8)
     fig = Figure(figsize=(10.5, 1.45*rows), layout="constrained")
-    axes = fig.subplots(rows, 8, squeeze=False).flat
+    axes = fig.subplots(rows, 8, squeeze=False).ravel()
     for ax in axes: ax.axis("off")
     for ax, image, name in zip(axes, images, readable(names)):
         ax.imshow(image)
