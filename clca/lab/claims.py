@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['chosen', 'sweep', 'shared', 'Accuracy', 'score', 'Worth', 'worth', 'published_worth', 'measured', 'supported',
-           'joined', 'made', 'with_numbers', 'typed_numbers']
+           'joined', 'made', 'printed', 'with_numbers', 'typed_numbers']
 
 # %% ../../nbs/lab/42_claims.ipynb #58327474
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,10 +145,19 @@ def made(
     values = sorted(set(known.astype(str).map(_short if what == "commit" else str)) - {""})
     return ", ".join(values) or "not recorded"
 
+# %% ../../nbs/lab/42_claims.ipynb #d1fa4ba2
+def printed(
+    command: str, # as it was recorded: "make train"
+) -> str: # its last lines
+    "What a command of the README printed when it was run last. Raises `ValueError` for one that was not recorded."
+    records = json.loads(shipped("data/commands.json").read_text())
+    if command not in records: raise ValueError(f"{command!r} is not recorded; there are {', '.join(records)}")
+    return "\n".join(records[command]["printed"])
+
 # %% ../../nbs/lab/42_claims.ipynb #20e4fac1
 _PLACE = re.compile(r"\{\{(.+?)\}\}", re.S)
 _NAMES = dict(sweep=sweep, shared=shared, score=score, worth=worth, published_worth=published_worth, measured=measured,
-              supported=supported, joined=joined, made=made)
+              supported=supported, joined=joined, made=made, printed=printed)
 
 def with_numbers(
     text: str, # Markdown with {{ expression }} or {{ expression:format }}
