@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'clca.lab.claims.joined': ('lab/claims.html#joined', 'clca/lab/claims.py'),
                                  'clca.lab.claims.made': ('lab/claims.html#made', 'clca/lab/claims.py'),
                                  'clca.lab.claims.measured': ('lab/claims.html#measured', 'clca/lab/claims.py'),
+                                 'clca.lab.claims.printed': ('lab/claims.html#printed', 'clca/lab/claims.py'),
                                  'clca.lab.claims.published_worth': ('lab/claims.html#published_worth', 'clca/lab/claims.py'),
                                  'clca.lab.claims.score': ('lab/claims.html#score', 'clca/lab/claims.py'),
                                  'clca.lab.claims.shared': ('lab/claims.html#shared', 'clca/lab/claims.py'),

@@ -1,9 +1,14 @@
 """What `make` calls: `python docs/repository.py results FOLDER` says what a run left behind,
 `python docs/repository.py readme` makes README.md from nbs/index.ipynb,
+`python docs/repository.py record TARGET` runs `make TARGET` and keeps what it printed last, for the README,
 `python docs/repository.py fill NOTEBOOK` puts the numbers into the text of a copy of it, for the site."""
 import json
+import os
+import platform
 import re
+import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import nbformat
@@ -32,6 +37,17 @@ def show_results(folder: str | Path) -> None:
         raise FileNotFoundError(f"no results in {folder}: the notebook did not run, or was given another out")
     print(f"results in {folder}: {', '.join(files)}")
     if (metrics := folder / "metrics.json").exists(): print(headline(json.loads(metrics.read_text())))
+
+
+def record(target: str, path: Path = ROOT / "data" / "commands.json", lines: int = 2) -> None:
+    "Run `make target` and keep its last lines with commit, machine and day; `CalledProcessError` if it fails."
+    done = subprocess.run(["make", target], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE)
+    said = [line.strip("= ") for line in done.stdout.splitlines() if line.strip()]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, text=True, capture_output=True).stdout
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    made = dict(printed=said[-lines:], commit=commit.strip(), machine=machine, date=f"{date.today()}")
+    records = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(records | {f"make {target}": made}, indent=1, sort_keys=True) + "\n")
 
 
 def cell_text(cell: dict) -> str:
@@ -71,5 +87,6 @@ def write_readme(root: str | Path = ROOT) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["readme"]: write_readme()
     elif sys.argv[1:2] == ["fill"] and len(sys.argv) == 3: nbformat.write(numbered(sys.argv[2]), sys.argv[2])
+    elif sys.argv[1:2] == ["record"] and len(sys.argv) == 3: record(sys.argv[2])
     elif sys.argv[1:2] == ["results"] and len(sys.argv) == 3: show_results(sys.argv[2])
     else: sys.exit(__doc__)

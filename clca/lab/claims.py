@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['chosen', 'sweep', 'shared', 'Accuracy', 'score', 'Worth', 'worth', 'published_worth', 'measured', 'supported',
-           'joined', 'made', 'command_of', 'with_numbers', 'typed_numbers']
+           'joined', 'made', 'command_of', 'printed', 'with_numbers', 'typed_numbers']
 
 # %% ../../nbs/lab/42_claims.ipynb #a99a1ae6
 import json
@@ -175,10 +175,19 @@ def _only(runs: pd.DataFrame, name: str) -> Any:
         raise ValueError(f"the runs have {len(values)} values of {name}, which are not of one command")
     return values.pop()
 
+# %% ../../nbs/lab/42_claims.ipynb #d1fa4ba2
+def printed(
+    command: str, # as it was recorded: "make train"
+) -> str: # its last lines
+    "What a command of the README printed when it was run last. Raises `ValueError` for one that was not recorded."
+    records = json.loads(shipped("data/commands.json").read_text())
+    if command not in records: raise ValueError(f"{command!r} is not recorded; there are {', '.join(records)}")
+    return "\n".join(records[command]["printed"])
+
 # %% ../../nbs/lab/42_claims.ipynb #20e4fac1
 _PLACE = re.compile(r"\{\{(.+?)\}\}", re.S)
 _NAMES = dict(sweep=sweep, shared=shared, score=score, worth=worth, published_worth=published_worth, measured=measured,
-              supported=supported, joined=joined, made=made)
+              supported=supported, joined=joined, made=made, printed=printed)
 
 def with_numbers(
     text: str, # Markdown with {{ expression }} or {{ expression:format }}

@@ -102,12 +102,12 @@ def _draw_speed(ax: Axes, speed: pd.DataFrame) -> None:
     ax.set_title(f"How much faster it is at {first['size']} px", fontsize=13)
     ax.legend(fontsize=10)
 
-# %% ../../nbs/lab/19_overview.ipynb #91b0811b
+# %% ../../nbs/lab/19_overview.ipynb #223e264a
 def overview(
     snapshot: tuple[Mapping[str, Tensor], Mapping[str, Any]], # from `load_snapshot`
     worth: Mapping[str, pd.DataFrame], # source → `gains`
     speed: pd.DataFrame, # rows of a benchmark: one method and size, some keep rates and batches
-    shown: int = 1, # which image of the snapshot
+    shown: int = 3, # which image of the snapshot
 ) -> Figure:
     "The method on a picture, the worth of its parts, and its speed."
     style()
