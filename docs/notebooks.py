@@ -59,7 +59,7 @@ def source_hash(name: str, root: Path = ROOT) -> str:
 def picture(data: str, text: str) -> tuple[str, str]:
     "A PNG in base64 with fewer colours, and the same as an image for pages, with its text."
     from PIL import Image # not needed to check a hash
-    image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").quantize(96)
+    image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").quantize(48)
     image.save(png := io.BytesIO(), "PNG", optimize=True)
     image.convert("RGB").save(webp := io.BytesIO(), "WEBP", lossless=True)
     code = base64.b64encode(webp.getvalue()).decode()

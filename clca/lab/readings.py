@@ -6,9 +6,10 @@
 __all__ = ['say', 'plural', 'about_data', 'about_cost', 'about_learning', 'about_confusion', 'about_tokens', 'about_result',
            'about_left_out', 'about_survival', 'about_making', 'about_answers', 'about_spread', 'about_reducers',
            'about_gains', 'about_accuracy_cost', 'about_kept', 'about_speed', 'about_reached', 'about_training_step',
-           'about_growth', 'about_contrasts']
+           'about_growth', 'about_contrasts', 'about_accuracies', 'about_overview', 'about_gradients', 'about_rivals',
+           'about_looks', 'about_similarity', 'about_neighbours']
 
-# %% ../../nbs/lab/10b_readings.ipynb #6134930f
+# %% ../../nbs/lab/10b_readings.ipynb #6fa62931
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from IPython.display import display
+from sklearn.neighbors import NearestNeighbors
 
+from .features import cka
 from .house_style import label
 
 # %% ../../nbs/lab/10b_readings.ipynb #a3820fae
@@ -313,3 +316,104 @@ def about_contrasts(
             f"“{unseen.question.mode()[0]}”."
             if len(unseen) else f"In none of the {len(worth)} cases does the interval hold zero.")
     return f"The largest effect is “{question}”, {means[question]:+.1f} points in the mean over keep rates. {rest}"
+
+# %% ../../nbs/lab/10b_readings.ipynb #c6bf5c27
+_PAIR = ["source", "dataset", "image_size", "backbone", "reducer", "keep", "seed"] # what two runs of a pair share
+
+def about_accuracies(
+    cells: pd.DataFrame, # source, dataset, backbone, reducer, keep, variant, accuracy (%), from `cells`
+) -> str:
+    "The highest mean, and how often cache and head together are above base."
+    best = _best(cells, "accuracy")
+    first = f"The highest mean is {best.accuracy:.1f} %: {_named(best)} ({best.source})."
+    same = list(cells.columns.intersection(_PAIR))
+    both = cells.pivot_table(index=same, columns="variant", values="accuracy")
+    if not {"base", "clca"} <= set(both): return f"{first} Cache and head together were not run beside base."
+    gain = (both.clca - both.base).dropna()
+    return (f"{first} Where both were run, cache and head together are above base in {(gain > 0).sum()} of "
+            f"{plural(len(gain), 'pair')}, by {gain.median():.1f} points in the median.")
+
+# %% ../../nbs/lab/10b_readings.ipynb #ea7212f7
+def about_overview(
+    worth: pd.DataFrame, # question, mean, low, high
+    speed: pd.DataFrame, # of benchmark.ipynb: keep, batch, speedup
+) -> str:
+    "The two claims of the first figure."
+    best, fast = worth.loc[worth["mean"].idxmax()], _best(speed, "speedup")
+    return (f"In our runs most is worth “{best.question}”, {best['mean']:+.1f} points ({best.low:+.1f} to "
+            f"{best.high:+.1f}). "
+            f"The largest measured speed-up against stock timm is {fast.speedup:.1f}, at keep rate {fast.keep:g} "
+            "and batches of "
+            f"{fast.batch:.0f}.")
+
+def about_gradients(
+    table: pd.DataFrame, # variant, max_grad: the largest gradient of steps, or of whole runs
+) -> str:
+    "Which variant has the largest gradients."
+    peaks, middle = table.groupby("variant").max_grad.max(), table.groupby("variant").max_grad.median()
+    top, low = peaks.idxmax(), peaks.idxmin()
+    end = f"Of {label(middle.idxmax())} the median is largest, {middle.max():.2g}."
+    if (peaks == middle).all(): end = "There is one number for each, so nothing is known of its spread."
+    return (f"The highest peak is that of {label(top)}, {peaks[top]:.2g}, the lowest that of {label(low)}, "
+            f"{peaks[low]:.2g}. {end}")
+
+# %% ../../nbs/lab/10b_readings.ipynb #9d1881b8
+def about_rivals(
+    rivals: pd.DataFrame, # method, and a column for each data set, as published
+    ours: pd.DataFrame, # cells of the method: dataset, accuracy (%)
+) -> str:
+    "On which data sets the published runs of the method are above every rival, and by how much."
+    best = ours.groupby("dataset").accuracy.max()
+    others = rivals[~rivals.method.str.startswith("CLCA")]
+    known = others.dropna(axis=1, how="all").columns
+    gaps = {name: best[name] - others[name].max() for name in best.index if name in known}
+    ahead = [label(name) for name, gap in gaps.items() if gap > 0]
+    closest = min(gaps, key=lambda name: abs(gaps[name]))
+    return (f"The best published run of CLCA is above every other method on {len(ahead)} of "
+            f"{plural(len(gaps), 'data set')} that can be "
+            f"compared column by column. The closest is {label(closest)}, {gaps[closest]:+.1f} points from the "
+            "best of the others.")
+
+# %% ../../nbs/lab/10b_readings.ipynb #06f7cf2d
+def about_looks(
+    looked: Mapping[str, np.ndarray], # model → [N, h, w] attention rollout of CLS
+) -> str:
+    "Which model looks at few patches, and which at all of them."
+    share = {name: _top_tenth(np.asarray(maps)) for name, maps in looked.items()}
+    most, least = max(share, key=share.get), min(share, key=share.get)
+    return (f"The tenth of the patches that is looked at most has {share[most]:.0%} of the attention in {most} "
+            f"and {share[least]:.0%} in {least}. "
+            "With attention spread evenly it would have a tenth.")
+
+def _top_tenth(maps: np.ndarray) -> float:
+    flat = np.sort(maps.reshape(len(maps), -1), axis=1)[:, ::-1]
+    return float((flat[:, :max(1, flat.shape[1]//10)].sum(1)/flat.sum(1)).mean())
+
+# %% ../../nbs/lab/10b_readings.ipynb #a718c0c9
+def about_similarity(
+    features: Mapping[str, Sequence[np.ndarray]], # model → features [n, D] after each block
+) -> str:
+    "How much of the first block's CLS is left in the last, and where it changes most."
+    ends = {name: cka(blocks[0], blocks[-1]) for name, blocks in features.items()}
+    steps = {name: [cka(a, b) for a, b in zip(blocks, blocks[1:])] for name, blocks in features.items()}
+    name = min(steps, key=lambda n: min(steps[n]))
+    told = ", ".join(f"{value:.2f} ({n})" for n, value in ends.items())
+    return (f"Between the first and the last block the similarity of CLS is {told}. It changes most from one "
+            f"block to the next in {name}, "
+            f"after block {int(np.argmin(steps[name]))}: {min(steps[name]):.2f}.")
+
+def about_neighbours(
+    stages: Mapping[str, np.ndarray], # stage → features [n, D]
+    labels: Sequence[str], # [n]
+) -> str:
+    "How well classes are apart, stage by stage: not in the picture, whose distances mean little, but in the "
+    "features."
+    names = np.asarray(labels)
+    near = {stage: float((names[_nearest(x)] == names).mean()) for stage, x in stages.items()}
+    first, last = list(near)[0], list(near)[-1]
+    return (f"The nearest other image is of the same class for {near[first]:.0%} of the images {first} and "
+            f"{near[last]:.0%} {last}. "
+            f"By chance it would be for {np.mean([(names == n).mean() for n in names]):.0%}.")
+
+def _nearest(x: np.ndarray) -> np.ndarray: # [n]
+    return NearestNeighbors(n_neighbors=2).fit(x).kneighbors(x, return_distance=False)[:, 1]
