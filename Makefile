@@ -4,6 +4,7 @@
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
 # make docs             the notebooks as a site in _docs/html
+# make notebooks        train, predict, comparison, benchmark and figures again, with what they show: a quarter of an hour; N=train only one
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
 KEEP ?= 0.1
 P ?=
@@ -20,7 +21,7 @@ OUT ?=
 CORES ?= 2
 export KEEP P OUT
 
-.PHONY: help env train test test-fast interop docs ablation figures benchmark predict prepare readme
+.PHONY: help env train test test-fast interop docs notebooks ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -45,7 +46,7 @@ define papermill
 	@out="$${OUT:-$(1)}"; if [ "$$CLCA_ROOT" ] && [ "$${out#/}" = "$$out" ]; then \
 	mkdir -p "$$CLCA_ROOT" && out="$$(cd "$$CLCA_ROOT" && pwd)/$$out"; fi; \
 	mkdir -p "$$out"; echo "papermill nbs/$(2).ipynb $$out/$(2).ipynb"; \
-	$(BIN)/python -m papermill nbs/$(2).ipynb "$$out/$(2).ipynb" $(3) $(P) --log-output --no-progress-bar </dev/null
+	$(BIN)/python -m papermill nbs/$(2).ipynb "$$out/$(2).ipynb" $(3) $(P) --stdout-file - --stderr-file - --log-level WARNING --no-progress-bar </dev/null
 endef
 # $(call run,folder,parameters): the notebook named like the target, then what it measured.
 define run
@@ -85,6 +86,9 @@ docs: $(MADE)
 	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md docs/works_with.md _docs/source
 	$(BIN)/python docs/repository.py fill _docs/source/nbs/index.ipynb
 	$(BIN)/python -m sphinx --quiet -c docs _docs/source _docs/html
+
+notebooks: $(MADE)
+	$(BIN)/python docs/notebooks.py $(N)
 
 readme: $(MADE)
 	$(BIN)/python docs/repository.py readme

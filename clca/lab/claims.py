@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['chosen', 'sweep', 'shared', 'Accuracy', 'score', 'Worth', 'worth', 'published_worth', 'measured', 'supported',
-           'joined', 'made', 'printed', 'with_numbers', 'typed_numbers']
+           'joined', 'made', 'command_of', 'printed', 'with_numbers', 'typed_numbers']
 
-# %% ../../nbs/lab/42_claims.ipynb #58327474
+# %% ../../nbs/lab/42_claims.ipynb #a99a1ae6
 import json
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from .literature import published
+from .params import flag
 from .runs import load_runs
 from .statistics import QUESTIONS, cells, contrasts
 from ..training.paths import shipped
@@ -130,7 +132,7 @@ def joined(
     *most, last = (format(value, form) for value in values)
     return f"{', '.join(most)} and {last}" if most else last
 
-# %% ../../nbs/lab/42_claims.ipynb #2b86b61b
+# %% ../../nbs/lab/42_claims.ipynb #25b1c190
 _MADE = dict(commit="git_commit", machine="device", command="command", date="date")
 
 def _short(commit: str) -> str: return commit[:7] + "+" * commit.endswith("+")
@@ -141,9 +143,37 @@ def made(
 ) -> str: # what the rows say, each once; "not recorded" where they say nothing
     "What a record says of its own making."
     if what not in _MADE: raise ValueError(f"{what!r}: a record says its {', '.join(_MADE)}")
-    known = table.get(_MADE[what], pd.Series(dtype=str)).dropna()
+    column = "machine" if what == "machine" and "machine" in table else _MADE[what]
+    known = table.get(column, pd.Series(dtype=str)).dropna()
     values = sorted(set(known.astype(str).map(_short if what == "commit" else str)) - {""})
     return ", ".join(values) or "not recorded"
+
+# %% ../../nbs/lab/42_claims.ipynb #358c5cb0
+_AXES = dict(reducers="reducer", keeps="keep", variants="variant", seeds="seed") # parameter of the notebook → column
+
+def _values(table: pd.DataFrame, column: str) -> list:
+    "What a column has, each once, in its own order; no reduction is not asked for, it goes along."
+    rows = table if column == "seed" else table[table.reducer != "none"]
+    return sorted(set(rows[column].tolist()))
+
+def command_of(
+    runs: pd.DataFrame, # of a comparison
+    settings: Mapping[str, Any], # parameters of comparison.ipynb with their defaults or what was given
+) -> str: # for a shell
+    "The command whose runs these are. Raises `ValueError` where the runs differ in what is given only once."
+    flags = []
+    for name in settings:
+        if name in _AXES: value = _values(runs, _AXES[name])
+        elif name in runs: value = _only(runs, name)
+        else: continue
+        flags += flag(name, json.loads(value) if name == "backbone_kwargs" else value)
+    return shlex.join(["papermill", "nbs/comparison.ipynb", "runs/comparison.ipynb", *flags])
+
+def _only(runs: pd.DataFrame, name: str) -> Any:
+    values = set(runs[name])
+    if len(values) != 1:
+        raise ValueError(f"the runs have {len(values)} values of {name}, which are not of one command")
+    return values.pop()
 
 # %% ../../nbs/lab/42_claims.ipynb #d1fa4ba2
 def printed(

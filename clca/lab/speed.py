@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm import tqdm
+
 
 from ..attention import QKV, attend, project
 from ..backbone import FirstTokens, Seam, call_block, embed
 from ..tools.tracing import trace
+from ..training.progress import progress_bar
 
 # %% ../../nbs/lab/07_speed.ipynb #425c7423
 def seconds(
@@ -46,7 +47,8 @@ def in_turn(
 ) -> dict[str, list[float]]: # s, one per round
     "Time every candidate once per round."
     times = {name: [] for name in fns}
-    for r in tqdm(range(warmup + rounds), disable=not progress, leave=False):
+    steps = range(warmup + rounds)
+    for r in progress_bar(steps, desc="rounds", delay=1) if progress else steps:
         for name, fn in fns.items():
             s = seconds(fn, device)
             if r >= warmup: times[name].append(s)

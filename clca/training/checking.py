@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import PIL
 from PIL import Image, ImageFile, PngImagePlugin
-from tqdm import tqdm
 
 from .paths import data_dir, printable
+from .progress import progress_bar
 from .reading import decode
 
 # %% ../../nbs/training/01b_checking.ipynb #cafdb56f
@@ -106,7 +106,7 @@ def _remember(path: Path, reader: list, stats: dict[str, list[int]], found: dict
 def _examine_all(paths: Sequence[str], found: dict[str, Verdict]) -> None:
     "`examine` in threads, behind a progress bar; `found` has what was done when somebody interrupts."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(examine, paths), desc="check images", total=len(paths), delay=1, mininterval=.5)
+        bar = progress_bar(pool.map(examine, paths), desc="check images", total=len(paths), delay=1)
         try:
             for path, verdict in zip(paths, bar): found[path] = verdict
         finally: pool.shutdown(cancel_futures=True)

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from ..tools.preparation import Preparation
+from .progress import progress_bar
 from .reading import read_image
 
 # %% ../../nbs/training/02_images.ipynb #af2f6325
@@ -129,6 +130,6 @@ def hold(
 ) -> None:
     "Decode all images once and hold them, if together they take less than `limit` bytes."
     if sum(len(images)*3*math.prod(images.preparation.resize) for images in datasets) >= limit: return
-    bar = tqdm(desc="read images", total=sum(map(len, datasets)), delay=1, mininterval=.5)
+    bar = progress_bar(desc="read images", total=sum(map(len, datasets)), delay=1)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for images in datasets: _read_into_memory(images, pool, bar)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NOTES', 'RESULTS', 'AtomicIO', 'read_record', 'check_folder', 'claim_folder', 'locked', 'own_folder', 'why_result',
            'fingerprint', 'model_options', 'check_buildable', 'run_parameters', 'source_hashes', 'folder_name',
-           'provenance', 'peak_process_memory']
+           'processor', 'machine', 'provenance', 'peak_process_memory']
 
 # %% ../../nbs/training/06_records.ipynb #3105bfad
-import hashlib, inspect, io, json, os, platform, re, resource, subprocess, sys
+import datetime, hashlib, inspect, io, json, os, platform, re, resource, subprocess, sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
@@ -92,7 +92,7 @@ def _check_kind(out: Path, note: str) -> None:
 # %% ../../nbs/training/06_records.ipynb #0a04c808
 _FREE = {"out", "workers", "data_root", "preparation", "protocol"} # asked for; done was what the other names say
 _FREE |= {"checkpointing", "logger"} # time for memory, to the same bits; who is told
-_FREE |= {"code"} # what made it; a sweep looks whether that is what it would be made with
+_FREE |= {"code", "command"} # what made it (a sweep looks whether it would be made with that), and how it was asked for
 _LATER = ("min_lr", "cooldown_epochs", "layer_decay", "drop_path", "augmentation", "mixup", "cutmix", "erasing", "ema",
           "accumulate", "adapter", "adapter_rank")
 _ADDED = { # what runs did that are from before these names
@@ -316,14 +316,27 @@ def _without(complaint: str) -> str:
     return "the code lies in no checkout" if "not a git repository" in complaint else "git cannot read the checkout"
 
 # %% ../../nbs/training/06_records.ipynb #1bf21d65
+def processor() -> str:
+    "The model of the CPU, or at least its kind."
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+def machine() -> str:
+    "What computes, in words, without a name that somebody gave it."
+    card = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([platform.system(), processor(), f"{os.cpu_count()} cores", *card])
+
 def provenance() -> dict[str, str]: # flat
-    "Versions, commit (with `+` if the checkout was changed; if empty, `git_note` says why) and device."
+    "Versions, commit (with `+` if the checkout was changed; if empty, `git_note` says why), machine, day (UTC)."
     commit, why = _commit(Path(clca.__file__).resolve().parent)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = dict(python=platform.python_version(), clca=__version__)
     versions |= {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
     made = dict(git_commit=commit) | (dict(git_note=why) if why else {})
-    return dict(**made, device=device, **{f"version_{name}": value for name, value in versions.items()})
+    made |= dict(device=device, machine=machine(), date=datetime.datetime.now(datetime.UTC).date().isoformat())
+    return made | {f"version_{name}": value for name, value in versions.items()}
 
 # %% ../../nbs/training/06_records.ipynb #c28a40ca
 def peak_process_memory() -> float: # MB

@@ -12,9 +12,9 @@ from zlib import crc32
 
 import matplotlib, numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from tqdm import tqdm
 
 from .paths import data_dir, made_once
+from .progress import progress_bar
 
 # %% ../../nbs/training/01_typefaces.ipynb #1e2582a1
 TYPEFACES = """DejaVuSans DejaVuSans-Oblique DejaVuSans-Bold DejaVuSans-BoldOblique
@@ -83,7 +83,7 @@ def _write(folder: Path, side: int, n: int, seed: int) -> None:
     "Fill `folder` with the pictures of all splits, behind a progress bar."
     count = {split: n if split == "train" else min(n, 50) for split in SPLITS}
     todo = [(split, label, k) for split in SPLITS for label in range(len(TYPEFACES)) for k in range(count[split])]
-    for split, label, k in tqdm(todo, desc="typefaces", unit="image", delay=1, mininterval=.5):
+    for split, label, k in progress_bar(todo, desc="typefaces", unit="image", delay=1):
         target = folder/split/TYPEFACES[label]/f"{k:04}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         picture(side, seed, split, label, k).save(target, compress_level=1)

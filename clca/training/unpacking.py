@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from tqdm import tqdm
 
 from .paths import data_dir, made_once
+from .progress import progress_bar
 from .typefaces import SPLITS
 
 # %% ../../nbs/training/02f_unpacking.ipynb #4524aeb6
@@ -68,7 +68,7 @@ _INDEX = "index.csv"
 def _fill(folder: Path, rows: Iterable[Packed]) -> None:
     "Write images as files, and the list of them."
     index = []
-    for i, row in enumerate(tqdm(rows, desc="unpack images", unit="image", delay=1, mininterval=.5)):
+    for i, row in enumerate(progress_bar(rows, desc="unpack images", unit="image", delay=1)):
         file = f"{row.kind}/{i:06}{_suffix(row.image)}"
         (folder/row.kind).mkdir(exist_ok=True)
         (folder/file).write_bytes(row.image)

@@ -1,0 +1,139 @@
+"""`make notebooks` runs the notebooks below and stores what they show: `python docs/notebooks.py`, or with some names only.
+
+The outputs in a notebook belong to three things: its code (comments and texts aside), the values that it is given here, and
+the records that it reads. Their hash is stored with the outputs, and tests/test_executed.py says when it is another one:
+then the notebook shows what today's would not. What the package does inside is the business of its own tests: a change
+that is meant to change numbers is followed by `make notebooks`."""
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tokenize
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+MADE = Path("runs") / "notebooks" # one folder for each
+RUNS = { # what each is given: the main job with fewer images and epochs, so that all of them take minutes
+    "train": dict(images_per_class=100, epochs=6),
+    "predict": dict(model="runs/notebooks/train", images="data/typefaces-v*-64-100-0/test", shown=4),
+    "comparison": dict(records="data/runs/comparison.jsonl"),
+    "benchmark": dict(records=["data/benchmark/cpu.csv", "data/benchmark/batch.csv"]),
+    "figures": dict(),
+}
+READS = { # records whose change makes the outputs old
+    "comparison": ["data/runs/comparison*", "data/runs/comparison/*"],
+    "benchmark": ["data/benchmark/*"],
+    "figures": ["data/runs/*", "data/runs/*/*", "data/benchmark/*", "data/published/*"],
+}
+AFTER = {"predict": "train"} # shows the model of another
+
+
+def essence(source: str) -> str:
+    "Python without comments, empty lines and magics, which can change no output."
+    source = "\n".join("" if line.startswith(("%", "!")) else line for line in source.splitlines()) + "\n"
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT: lines[token.start[0] - 1] = lines[token.start[0] - 1][:token.start[1]]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def source_hash(name: str, root: Path = ROOT) -> str:
+    "Of all that decides what a notebook shows: 16 hex digits."
+    whole = hashlib.sha256(json.dumps(RUNS[name], sort_keys=True).encode())
+    if name in AFTER: whole.update(source_hash(AFTER[name], root).encode())
+    for cell in nbformat.read(root / "nbs" / f"{name}.ipynb", 4).cells:
+        if cell.cell_type == "code": whole.update(essence(cell.source).encode() + b"\0")
+    files = sorted({file for pattern in READS.get(name, ()) for file in root.glob(pattern) if file.is_file()})
+    for file in files: whole.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def picture(data: str, text: str) -> tuple[str, str]:
+    "A PNG in base64 with fewer colours, and the same as an image for pages, with its text."
+    from PIL import Image # not needed to check a hash
+    image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").quantize(96)
+    image.save(png := io.BytesIO(), "PNG", optimize=True)
+    image.convert("RGB").save(webp := io.BytesIO(), "WEBP", lossless=True)
+    code = base64.b64encode(webp.getvalue()).decode()
+    page = f'<img alt="{html.escape(text)}" src="data:image/webp;base64,{code}">'
+    return base64.b64encode(png.getvalue()).decode(), page
+
+
+def clean_text(text: str, number: int) -> str:
+    "Without what differs from run to run and from machine to machine: places, addresses, names that pandas draws."
+    text = text.replace(f"{ROOT}/", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return re.sub(r"\bT_[0-9a-f]{5}", f"T_{number}", text)
+
+
+def clean_output(output: NotebookNode, number: int) -> NotebookNode | None:
+    "An output to store; nothing for what was written to standard error and for a bar."
+    if output.output_type == "stream":
+        if output.name == "stderr": return None
+        output.text = clean_text(output.text, number)
+        return output
+    data = output.get("data", {})
+    if re.match(r"(\w[\w ]*: )?\s*\d+%\|", data.get("text/plain", "")): return None
+    for kind in data:
+        if kind.startswith("text/"): data[kind] = clean_text(data[kind], number)
+    if "image/png" in data:
+        alt = output.metadata.get("image/png", {}).get("alt", "")
+        data["image/png"], data["text/html"] = picture(data["image/png"], alt)
+    if "execution_count" in output: output.execution_count = None
+    return output
+
+
+def outputs(cell: NotebookNode, number: int) -> list[NotebookNode]:
+    "What a cell shows, cleaned, with its prints in one piece."
+    kept = []
+    for output in filter(None, (clean_output(o, number) for o in cell.outputs)):
+        if kept and output.output_type == kept[-1].output_type == "stream": kept[-1].text += output.text
+        else: kept.append(output)
+    return kept
+
+
+def found(value):
+    "A value of `RUNS`; a text with a star is what there is of that name."
+    if not isinstance(value, str) or "*" not in value: return value
+    return next(ROOT.glob(value)).relative_to(ROOT).as_posix()
+
+
+def execute(name: str) -> None:
+    "Run a notebook and store its outputs in it; its source stays as it is."
+    import papermill
+    from clca.training.records import provenance
+    from nbdev.clean import nbdev_clean
+    folder = ROOT / MADE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    given = {key: found(value) for key, value in RUNS[name].items()} | ({} if name == "figures" else {"out": str(MADE / name)})
+    path = ROOT / "nbs" / f"{name}.ipynb"
+    done = papermill.execute_notebook(str(path), str(folder / path.name), given, cwd=str(ROOT), progress_bar=False,
+                                      stderr_file=sys.stderr)
+    shown = [cell for cell in done.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
+    nb = nbformat.read(path, 4)
+    for number, (cell, ran) in enumerate(zip((c for c in nb.cells if c.cell_type == "code"), shown, strict=True)):
+        assert cell.source == ran.source
+        cell.outputs = outputs(ran, number)
+    about = {key: provenance()[key] for key in ("git_commit", "machine", "date")}
+    nb.metadata["made"] = dict(source=source_hash(name), given=RUNS[name], **about)
+    nbformat.write(nb, path)
+    nbdev_clean(str(path))
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 2**10:.0f} KiB", flush=True)
+
+
+if __name__ == "__main__":
+    if unknown := set(sys.argv[1:]) - RUNS.keys(): sys.exit(f"no notebook {unknown.pop()}: there are {', '.join(RUNS)}")
+    os.chdir(ROOT)
+    os.environ.pop("IN_TEST", None)
+    os.environ.pop("CLCA_ROOT", None)
+    os.environ["PYTHONPATH"] = str(ROOT)
+    for asked in sys.argv[1:] or RUNS: execute(asked)
