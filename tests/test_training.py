@@ -26,7 +26,7 @@ from clca.training.task import Classifier
 from clca.training.recipe import Recipe, lr_factor, param_groups
 
 SAME = ["epoch", "lr", "train_loss", "val_loss", "val_top1"]
-COSTS = {"train_seconds", "images_per_second", "peak_memory_mb", "git_commit"}
+COSTS = {"train_seconds", "images_per_second", "loader_images_per_second", "peak_memory_mb", "git_commit"}
 
 def run(out, kill=-1, devices=1):
     "Train in a process of its own; the exit code and what it printed."
@@ -119,6 +119,7 @@ def test_a_finished_run_is_not_trained_again(whole, capsys):
 
 def test_what_a_run_leaves(whole):
     assert sorted(p.name for p in whole.iterdir()) == [
+        "classes.csv",
         "config.json",
         "gradients.csv",
         "history.csv",
@@ -130,11 +131,11 @@ def test_what_a_run_leaves(whole):
     m, h, p = read(whole), history(whole), pd.read_csv(whole/"predictions.csv")
     assert list(h) == [*SAME, "seconds", "images_per_second", "peak_memory_mb"] and len(h) == 4
     assert h.lr.iloc[0] == tiny.RECIPE.lr and h.lr.iloc[-1] < tiny.RECIPE.lr / 50
-    assert list(p) == ["path", "label", "prediction"]
+    assert list(p) == ["path", "label", "prediction", "share"] and p.share.between(1/3, 1).all()
     assert (p.label == p.prediction).mean() == pytest.approx(m["test_top1"], abs=1e-6)
     assert m["val_top1"] == h.val_top1.iloc[-1]
     assert [m[name] for name in ("epochs", "keep", "data_hash", "seed")] == [4, .1, "tiny", 0]
-    assert {"test_top5", "macro_f1", "gmacs", "params", "version_torch", "git_commit", *COSTS} <= m.keys()
+    assert {"test_top5", "macro_f1", "balanced_accuracy", "calibration_error", "gmacs", "params", "version_torch", "git_commit", *COSTS} <= m.keys()
     assert not any(isinstance(v, dict) for v in m.values())
     assert len(pd.read_csv(whole/"gradients.csv")) == 4 * (50 // 8)
 

@@ -122,14 +122,14 @@ def _check_one(folder: Path, found: Found) -> None:
     "Raise ValueError for a single class folder with folders in it, which may be the classes."
     inside = [p.name for p in found.folders if p.parent == folder]
     if not inside: return
-    raise ValueError(f"only 1 class found, at least 2 are needed: if the folders in {printable(folder)} are the classes "
-                     f"({', '.join(map(printable, inside[:3]))}, …), data_root is one level too high")
+    raise ValueError(f"only 1 class found, at least 2 are needed: if the folders in {printable(folder)} are the "
+                     f"classes ({', '.join(map(printable, inside[:3]))}, …), data_root is one level too high")
 
 def _warn_deep(names: Sequence[str]) -> None:
     "Tell of files that lie deeper than in their class folder."
     if not names: return
-    warnings.warn(f"{len(names)} files lie in folders within class folders, the first is {names[0]}, and are taken for "
-                  "images of the class around them: move away what is something else", stacklevel=3)
+    warnings.warn(f"{len(names)} files lie in folders within class folders, the first is {names[0]}, and are taken "
+                  "for images of the class around them: move away what is something else", stacklevel=3)
 
 # %% ../../nbs/training/02a_folders.ipynb #c6f2109b
 def read_folder(

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..tools.cost import macs
 from ..tools.preparation import Preparation, preparation_of, record_of
-from .evaluation import grade, predict, resolve_precision
+from .evaluation import class_table, grade, predict, resolve_precision
 from .files import write_atomic
 from .journal import refuse_numbers
 from .recipe import Recipe, own_state, unwrapped
@@ -25,9 +25,10 @@ from .task import averaged
 
 # %% ../../nbs/training/07e_results.ipynb #72185a1a
 def _answers(data, logits: Tensor, labels: Tensor) -> pd.DataFrame:
-    "A row for each test image: its class and the model's answer."
-    name = np.array(data.classes)
-    return pd.DataFrame(dict(path=data.test.paths, label=name[labels.cpu()], prediction=name[logits.argmax(1).cpu()]))
+    "A row for each test image: its class, the model's answer, and the share that it gives to it."
+    name, (share, guess) = np.array(data.classes), (values.cpu() for values in logits.softmax(1).max(1))
+    answers = dict(path=data.test.paths, label=name[labels.cpu()], prediction=name[guess])
+    return pd.DataFrame(answers | dict(share=share.double().round(decimals=6)))
 
 # %% ../../nbs/training/07e_results.ipynb #189054e0
 def _costs(history: pd.DataFrame) -> dict[str, float]:
@@ -89,10 +90,11 @@ def _config(model: nn.Module, data, version: str) -> dict:
 
 # %% ../../nbs/training/07e_results.ipynb #878c6671
 def _save(out: Path, model: nn.Module, answers: pd.DataFrame, config: dict, metrics: dict) -> None:
-    "Predictions, weights, configuration and, last, metrics.json."
+    "Predictions, what became of each class, weights, configuration and, last, metrics.json."
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in own_state(model).items()}
     flat = {name: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for name, v in metrics.items()}
     write_atomic(out/"predictions.csv", answers.to_csv(index=False))
+    write_atomic(out/"classes.csv", class_table(answers, config["classes"]).to_csv())
     write_atomic(out/"model.safetensors", save(weights))
     write_atomic(out/"config.json", json.dumps(config, indent=1))
     write_atomic(out/"metrics.json", json.dumps(flat, indent=1))
