@@ -53,7 +53,8 @@ def read_state(
     except Exception as e: # whatever the bytes of another kind of file lead to
         raise ValueError(f"{path} cannot be read as weights: {said(e)}") from e
     if any(name.startswith("backbone.") for name in state):
-        raise ValueError(f"{path} holds a token-reduced model and not a plain ViT: load it by clca.load_checkpoint")
+        raise ValueError(f"{path} holds a token-reduced model and not a plain ViT: load it by clca.load_checkpoint, "
+                         "with the config.json of its run beside it")
     state = sys.modules[type(backbone).__module__].checkpoint_filter_fn(state, backbone)
     name, own = "patch_embed.proj.weight", backbone.in_chans
     if name in state and state[name].shape[1] != own: state[name] = adapt_input_conv(own, state[name])

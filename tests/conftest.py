@@ -51,7 +51,7 @@ SLOW = {
     "test_sweep.py::test_rates_are_searched_first": 0,
     "test_sweep.py::test_reducer_from_elsewhere": 0,
     "test_training.py::test_killed_in_mid_epoch": 0,
-    "test_training.py::test_two_processes": 0,
+    "test_training.py::test_two_processes*": 0,
     "test_flavours.py::*": 5,
     "test_adapters.py::*": 3,
     "test_data.py::test_same_in_every_process": 0,
