@@ -667,6 +667,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'clca/tools/exporting.py'),
                                       'clca.tools.exporting._need': ('tools/exporting.html#_need', 'clca/tools/exporting.py'),
                                       'clca.tools.exporting._plain': ('tools/exporting.html#_plain', 'clca/tools/exporting.py'),
+                                      'clca.tools.exporting._record_name': ('tools/exporting.html#_record_name', 'clca/tools/exporting.py'),
                                       'clca.tools.exporting._sentence': ('tools/exporting.html#_sentence', 'clca/tools/exporting.py'),
                                       'clca.tools.exporting._size': ('tools/exporting.html#_size', 'clca/tools/exporting.py'),
                                       'clca.tools.exporting._target': ('tools/exporting.html#_target', 'clca/tools/exporting.py'),
