@@ -248,10 +248,10 @@ def reference_pages(root: Path) -> dict[str, str]:
     tocs = []
     for floor, (title, what) in FLOORS.items():
         inside = [m for m in found if floor_of(m) == floor]
-        rows = [[f"[{m.name}]({m.name}.md)", prose(m.summary), ", ".join(f"`{n}`" for n in own_names(m))] for m in inside]
+        listed = [f"- [{m.name}]({m.name}.md): {prose(m.summary)}  \n  {', '.join(f'`{n}`' for n in own_names(m))}" for m in inside]
         toc = "\n".join(["```{toctree}", ":hidden:", "", *(m.name for m in inside), "```"])
         pages[f"reference/floor-{floor}.md"] = "\n\n".join(
-            [f"# {title}", what, table(["module", "what it is about", "names"], rows), toc]) + "\n"
+            [f"# {title}", what, "\n".join(listed), toc]) + "\n"
         tocs.append(f"floor-{floor}")
     rows = [[f"[{title}](floor-{floor}.md)", f"`{floor}`", what] for floor, (title, what) in FLOORS.items()]
     toc = "\n".join(["```{toctree}", ":hidden:", "", *tocs, "```"])

@@ -46,10 +46,18 @@ def with_text(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return cell
 
 
+def finished(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "An output in which a progress bar is the one line that was left of it in the end."
+    if output.output_type == "stream": output["text"] = re.sub(r"[^\n]*\r(?=[^\n])", "", output["text"])
+    return output
+
+
 def shown(path: Path) -> nbformat.NotebookNode:
     "A notebook as a page shows it."
     nb = nbformat.read(path, as_version=4)
     nb.cells = [with_text(cell) for c in nb.cells if (cell := shown_cell(c))]
+    for cell in nb.cells:
+        if "outputs" in cell: cell.outputs = [finished(output) for output in cell.outputs]
     return nb
 
 

@@ -1,6 +1,7 @@
 """The site (`make docs`): all that is public is in it, every link leads somewhere, every picture has a text, and it needs no
 network. What a page is made of is looked at here at once; the site is built once, in the tests marked slow."""
 import ast
+import html
 import importlib
 import json
 import re
@@ -59,6 +60,10 @@ def test_cells_for_the_machinery_are_not_shown():
     assert cell("#| export\nx = 1").source == "x = 1" and cell("#| export\nx = 1").metadata.tags == ["cell-a1"]
     assert cell("x = 1").metadata.tags == []
 
+def test_a_bar_leaves_one_line():
+    output = nbformat.v4.new_output("stream", name="stderr", text="a\n  0%|  | 0/2\r 50%|# | 1/2\r100%|##| 2/2\nb\r\n")
+    assert sources.finished(output).text == "a\n100%|##| 2/2\nb\r\n"
+
 class Page(HTMLParser):
     "Links, anchors, pictures and all that a page loads."
     def __init__(self, text):
@@ -90,7 +95,8 @@ def test_figures_have_a_text_and_their_runs():
     assert drawn and not re.findall(r"!\[\s*\]", page)
     for figure in drawn:
         assert f"](../figures/{figure}.png)" in page
-        assert all(run in page for run in map(str, json.loads((ROOT/"figures"/f"{figure}.json").read_text())["runs"])), figure
+        runs = json.loads((ROOT/"figures"/f"{figure}.json").read_text(encoding="utf-8"))["runs"]
+        assert all(html.escape(run) in page for run in runs), figure
 
 @pytest.mark.parametrize("path", [p for p in TEXTS if "```python" in p.read_text()], ids=lambda p: p.stem)
 def test_code_of_the_texts_runs(path, tmp_path, monkeypatch, one_thread):
@@ -109,43 +115,43 @@ def site(tmp_path_factory):
            for path in (folder/"site"/"html").rglob("*.html")}, folder/"site"/"html"
     shutil.rmtree(folder)
 
-def dead(pages, html):
+def dead(pages, top):
     "Links and loaded files that are not there, and anchors that the page lacks."
     for path, page in pages.items():
         for link in [*page.links, *page.loads]:
             parts = urlsplit(link)
             if parts.scheme or link.startswith("//"): continue
-            target = (html/path).parent/unquote(parts.path) if parts.path else html/path
+            target = (top/path).parent/unquote(parts.path) if parts.path else top/path
             target = target.resolve()
-            inside = target.relative_to(html.resolve()) if target.is_relative_to(html.resolve()) else None
+            inside = target.relative_to(top.resolve()) if target.is_relative_to(top.resolve()) else None
             if not target.is_file(): yield f"{path}: {link}"
             elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in pages[inside].anchors:
                 yield f"{path}: {link}"
 
 def test_no_link_of_the_site_is_dead(site):
-    pages, html = site
-    assert len(pages) > len(list(notebooks())) and not list(dead(pages, html))
+    pages, top = site
+    assert len(pages) > len(notebooks()) and not list(dead(pages, top))
 
 def test_the_site_loads_nothing_from_elsewhere(site):
-    pages, html = site
+    pages, top = site
     remote = re.compile(r"(?:https?:)?//")
     assert not {(path, url) for path, page in pages.items() for url in page.loads if remote.match(url)}
     styles = {path.name: re.findall(r"(?:url\(|@import\s+)[\"']?((?:https?:)?//[^\"')]*)", path.read_text(encoding="utf-8"))
-              for path in html.rglob("*.css")}
+              for path in top.rglob("*.css")}
     assert styles and not any(styles.values())
 
 def test_every_picture_of_the_site_has_a_text(site):
     pages, _ = site
     assert not {path: page.bare for path, page in pages.items() if page.bare}
 
-def test_names_in_prose_lead_to_the_reference(site):
+def test_names_in_the_site_lead_to_the_reference(site):
     "And from there to the cell that defines them; names of notebooks lead to their pages."
     pages, _ = site
     assert "../reference/clca.tokens.html#clca.tokens.Select" in pages[Path("nbs/00_tokens.html")].links
     assert any(link.startswith("../nbs/00_tokens.html#cell-") for link in pages[Path("reference/clca.tokens.html")].links)
     assert "nbs/14_own_reducer.html" in {link.strip("#") for link in pages[Path("index.html")].links}
 
-def test_no_formula_is_left_as_text(site):
-    _, html = site
-    text = (html/"nbs"/"reducers"/"02_evit.html").read_text(encoding="utf-8")
+def test_no_formula_of_the_site_is_left_as_text(site):
+    _, top = site
+    text = (top/"nbs"/"reducers"/"02_evit.html").read_text(encoding="utf-8")
     assert text.count("<math") > 2 and "$" not in re.sub(r"<pre.*?</pre>|<script.*?</script>", "", text, flags=re.S)

@@ -18,12 +18,12 @@ from IPython.display import HTML
 from numpy import ndarray
 from PIL import Image
 
-# %% ../../nbs/lab/19_survivors.ipynb #39995b19
+# %% ../../nbs/lab/19_survivors.ipynb #a97053f3
 def count_patches(
     shares: ndarray, # [g, g] largest share that each patch has in one token, 0…1
 ) -> tuple[int, int, int]: # patches that are tokens of their own, that share one, that are gone
     "How many patches are left, and how."
-    own, gone = int((shares > .999).sum()), int((shares < .001).sum())
+    own, gone = int((shares > .999).sum()), int((shares == 0).sum())
     return own, shares.size - own - gone, gone
 
 # %% ../../nbs/lab/19_survivors.ipynb #2ef21acb
@@ -40,14 +40,16 @@ def in_words(
     if gone: parts.append(f"{gone} are gone")
     return f"{where}: {', '.join(parts)}."
 
-# %% ../../nbs/lab/19_survivors.ipynb #c61f7013
+# %% ../../nbs/lab/19_survivors.ipynb #c4d3ea3c
 _STYLE = """.survivors { max-width: 30rem; margin: 1rem 0; }
-.survivors svg { display: block; width: 100%; max-width: 20rem; height: auto; border: 1px solid currentColor; }
+.survivors svg { display: block; margin-bottom: .75rem; width: 100%; max-width: 20rem; height: auto; border: 1px solid currentColor; }
 .survivors rect { fill: var(--color-background-primary, Canvas); transition: fill-opacity .25s; }
-.survivors input[type=range] { width: 100%; max-width: 20rem; display: block; accent-color: currentColor; }
+.survivors input[type=range] { width: 100%; max-width: 20rem; display: block; margin: .25rem 0; }
 .survivors fieldset { border: 0; padding: 0; margin: .5rem 0; }
+.survivors fieldset legend { font-weight: bold; }
 .survivors fieldset label { margin-right: 1rem; white-space: nowrap; }
-.survivors output { display: block; min-height: 3em; }
+.survivors output { display: block; min-height: 5em; margin: .25rem 0 .5rem; }
+.survivors figcaption { font-size: .85em; opacity: .8; }
 @media (prefers-reduced-motion: reduce) { .survivors rect { transition: none; } }"""
 
 _SCRIPT = """(() => {
