@@ -3,7 +3,7 @@
 # make test             every notebook, every test and ruff
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
-# make docs             the notebooks as a site in _docs/html
+# make docs             the site in _docs/html: the notebooks, how-to pages, a reference, the results; without a network
 # make notebooks        train, predict, comparison, benchmark and figures again, with what they show: a quarter of an hour; N=train only one
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
 KEEP ?= 0.1
@@ -82,10 +82,7 @@ interop: $(MADE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -m client --table docs/works_with.md $(T)
 
 docs: $(MADE)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md docs/works_with.md _docs/source
-	$(BIN)/python docs/repository.py fill _docs/source/nbs/index.ipynb
-	$(BIN)/python -m sphinx --quiet -c docs _docs/source _docs/html
+	$(BIN)/python docs/sources.py _docs
 
 notebooks: $(MADE)
 	$(BIN)/python docs/notebooks.py $(N)

@@ -31,6 +31,8 @@ SLOW = {
     "test_datasets.py::test_leaves_at_their_true_numbers*-soyageing?": 0,
     "test_export.py::*": 0,
     "test_figures.py::*": 0,
+    "test_site.py::test_*the_site*": 0,
+    "test_site.py::test_code_of_the_texts_runs*": 0,
     "test_wheel.py::*": 0,
     "test_notebooks.py::test_runs*": 0,
     "test_notebooks.py::test_library?lab/*": 0,

@@ -84,7 +84,9 @@ def located(
     if not is_kind(path): raise ValueError(f"data_root {data_root!r} is not {kind}")
     return path
 
-def located_folder(data_root: str) -> Path: return located(data_root, "a folder of class folders", Path.is_dir)
+def located_folder(data_root: str) -> Path:
+    "The folder that `data_root` names. Raises `ValueError` if it is none."
+    return located(data_root, "a folder of class folders", Path.is_dir)
 
 # %% ../../nbs/training/02a_folders.ipynb #822607e2
 _LIKE_SPLITS = "train", "training", "val", "valid", "validation", "dev", "test", "testing"
