@@ -3,6 +3,9 @@
 # make test             every notebook, every test and ruff
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
+# make coverage         lines and branches of method and tools that examples and tests run: htmlcov/, fails under 95 %
+# make mutants          small changes of the method that no assertion notices; MUTANTS='clca.tokens*' names some
+# make audit            known vulnerabilities of the versions in constraints.txt, as PyPI knows them
 # make docs             the site in _docs/html: the notebooks, how-to pages, a reference, the results; without a network
 # make notebooks        train, predict, comparison, benchmark and figures again, with what they show: a quarter of an hour; N=train only one
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
@@ -21,7 +24,7 @@ OUT ?=
 CORES ?= 2
 export KEEP P OUT
 
-.PHONY: help env train test test-fast interop docs notebooks ablation figures benchmark predict prepare readme
+.PHONY: help env train test test-fast interop coverage mutants audit docs notebooks ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -80,6 +83,24 @@ test-fast: $(MADE)
 interop: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[interop]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -m client --table docs/works_with.md $(T)
+
+# The quick tests that see what the examples of the notebooks do not.
+COVERING := checkpoints weights open timm properties export model
+coverage: $(MADE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=html --cov-report= \
+	    tests/examples.py $(COVERING:%=tests/test_%.py) $(T)
+	$(BIN)/python -m coverage report
+
+mutants: $(MADE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
+
+audit: $(MADE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[audit]'
+	@$(BIN)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt || { \
+	    echo 'If something was not found or not reached, nothing was audited: run this where https://pypi.org/pypi/torch/json is.' >&2; \
+	    exit 1; }
 
 docs: $(MADE)
 	$(BIN)/python docs/sources.py _docs

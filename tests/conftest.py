@@ -48,6 +48,8 @@ SLOW = {
     "test_folders.py::test_a_full_disk*": 0,
     "test_folders.py::test_the_readme_is_whole_in_any_locale": 0,
     "test_folders.py::test_the_second_process_is_told": 0,
+    "test_platforms.py::*": 0,
+    "test_repository.py::test_types": 0,
     "test_sweep.py::test_failures_are_retried_and_reported": 0,
     "test_sweep.py::test_killed_and_started_again": 0,
     "test_sweep.py::test_rates_are_searched_first": 0,

@@ -7,12 +7,18 @@ __all__ = ['Data', 'load_data', 'train', 'Recipe', 'register_adapter', 'PROTOCOL
 
 # %% ../../nbs/training/99_init.ipynb #1f98c5eb
 from importlib import import_module
+from typing import Any
+
+try: import resource # noqa: F401
+except ModuleNotFoundError as e:
+    raise ImportError("clca.training needs Python's module resource, which Windows has not: train on Linux, or in the "
+                      "Linux of Windows (WSL); models and clca.tools work without it") from e
 
 # %% ../../nbs/training/99_init.ipynb #7186b522
 _ROOMS = {"Data": "data", "load_data": "data", "train": "loop", "Recipe": "recipe",
           "register_adapter": "adapters", "PROTOCOLS": "protocols", "recipe_of": "protocols", "Predictor": "predictor"}
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     "What Python asks for a name that the module does not have yet."
     if name not in _ROOMS: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try: room = import_module(f"{__name__}.{_ROOMS[name]}")
