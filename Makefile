@@ -1,8 +1,12 @@
 # make train            the main job: KEEP=0.25, more parameters by P="-p epochs 2 -p head linear", another folder by OUT=runs/mine
+# make ablation         the small grid: plan, runs and report by Snakemake, CORES=2 at a time; P="-p preset smoke" plans another
 # make test             every notebook, every test and ruff
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
-# make docs             the notebooks as a site in _docs/html
+# make coverage         lines and branches of method and tools that examples and tests run: htmlcov/, fails under 95 %
+# make mutants          small changes of the method that no assertion notices; MUTANTS='clca.tokens*' names some
+# make audit            known vulnerabilities of the versions in constraints.txt, as PyPI knows them
+# make docs             the site in _docs/html: the notebooks, how-to pages, a reference, the results; without a network
 # make notebooks        train, predict, comparison, benchmark and figures again, with what they show: a quarter of an hour; N=train only one
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
 KEEP ?= 0.1
@@ -17,9 +21,10 @@ BIN := $(VENV)/bin
 DEPS := settings.ini setup.py pyproject.toml constraints.txt
 MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?=
+CORES ?= 2
 export KEEP P OUT
 
-.PHONY: help env train test test-fast interop docs notebooks ablation figures benchmark predict prepare readme
+.PHONY: help env train test test-fast interop coverage mutants audit docs notebooks ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -38,13 +43,17 @@ $(MADE):
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,export]'
 	@touch '$@'
 
-# $(call run,folder,parameters): the notebook named like the target, executed into its folder, then what it measured.
+# $(call papermill,folder,notebook,parameters): a notebook, executed into its folder.
 # A relative folder is seen from CLCA_ROOT, as the notebooks see it, so that notebook and results come to one place.
-define run
+define papermill
 	@out="$${OUT:-$(1)}"; if [ "$$CLCA_ROOT" ] && [ "$${out#/}" = "$$out" ]; then \
 	mkdir -p "$$CLCA_ROOT" && out="$$(cd "$$CLCA_ROOT" && pwd)/$$out"; fi; \
-	mkdir -p "$$out"; echo "papermill nbs/$@.ipynb $$out/$@.ipynb"; \
-	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --stdout-file - --stderr-file - --log-level WARNING --no-progress-bar </dev/null && \
+	mkdir -p "$$out"; echo "papermill nbs/$(2).ipynb $$out/$(2).ipynb"; \
+	$(BIN)/python -m papermill nbs/$(2).ipynb "$$out/$(2).ipynb" $(3) $(P) --stdout-file - --stderr-file - --log-level WARNING --no-progress-bar </dev/null
+endef
+# $(call run,folder,parameters): the notebook named like the target, then what it measured.
+define run
+$(call papermill,$(1),$@,$(2)) && \
 	$(BIN)/python docs/repository.py results "$$out"
 endef
 # What P says, as a part of a name: other parameters have another folder.
@@ -56,8 +65,11 @@ train: $(MADE)
 benchmark predict: $(MADE)
 	$(call run,runs/$@$(SLUG),-p out "$$out")
 
+# Runs of other code are put aside and made again; ACCEPT_CODE=1 keeps them. If runs fail, what is there is reported.
 ablation: $(MADE)
-	$(call run,runs/$@,-p out "$$out")
+	$(call papermill,runs/$@,plan,-p out "$$out") && { \
+	$(BIN)/python -m snakemake -s workflow/Snakefile -d "$$out" --cores $(CORES) $(if $(ACCEPT_CODE),--config accept_code=1); \
+	status=$$?; $(BIN)/python docs/repository.py results "$$out"; exit $$status; }
 
 figures: $(MADE)
 	$(call run,runs/$@)
@@ -72,11 +84,26 @@ interop: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[interop]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -m client --table docs/works_with.md $(T)
 
+# The quick tests that see what the examples of the notebooks do not.
+COVERING := checkpoints weights open timm properties export model
+coverage: $(MADE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=html --cov-report= \
+	    tests/examples.py $(COVERING:%=tests/test_%.py) $(T)
+	$(BIN)/python -m coverage report
+
+mutants: $(MADE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
+
+audit: $(MADE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[audit]'
+	@$(BIN)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt || { \
+	    echo 'If something was not found or not reached, nothing was audited: run this where https://pypi.org/pypi/torch/json is.' >&2; \
+	    exit 1; }
+
 docs: $(MADE)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	rm -rf _docs && mkdir -p _docs/source && cp -r nbs figures docs/index.md docs/works_with.md _docs/source
-	$(BIN)/python docs/repository.py fill _docs/source/nbs/index.ipynb
-	$(BIN)/python -m sphinx --quiet -c docs _docs/source _docs/html
+	$(BIN)/python docs/sources.py _docs
 
 notebooks: $(MADE)
 	$(BIN)/python docs/notebooks.py $(N)

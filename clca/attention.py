@@ -7,13 +7,21 @@ __all__ = ['ATTENTIONS', 'QKV', 'make_qkv', 'attention_map', 'attend', 'leave', 
            'cls_row', 'mean_row']
 
 # %% ../nbs/03_attention.ipynb #4925b022
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
+
+# %% ../nbs/03_attention.ipynb #494d182c
+if TYPE_CHECKING:
+    class AnyModule(nn.Module):
+        "For the type checker: a module whose parts may be of any type."
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+else: AnyModule = nn.Module
 
 # %% ../nbs/03_attention.ipynb #3fbfcec4
 class QKV(NamedTuple):
@@ -26,11 +34,11 @@ class QKV(NamedTuple):
     mask: Tensor | None = None # broadcasts to [B, H, N, N]; boolean (True: may attend) or added to the logits
 
 # %% ../nbs/03_attention.ipynb #d1f5cc79
-def _heads(attn: nn.Module, x: Tensor) -> Tensor: # [B, N, H*d] -> [B, H, N, d]
+def _heads(attn: AnyModule, x: Tensor) -> Tensor: # [B, N, H*d] -> [B, H, N, d]
     return x.unflatten(2, (-1, attn.head_dim)).transpose(1, 2)
 
 def _project_in(
-    attn: nn.Module, # timm attention
+    attn: AnyModule, # timm attention
     x: Tensor, # [B, N, D]
 ) -> list[Tensor]: # q [B, H, N, d]; k, v [B, H', N, d] where H' divides H
     "The input projections: one layer for all three, or one each."
@@ -42,7 +50,7 @@ def _project_in(
 
 # %% ../nbs/03_attention.ipynb #a8e2bdeb
 def _rotate(
-    attn: nn.Module, # timm attention
+    attn: AnyModule, # timm attention
     x: Tensor, # [B, H, N, d] queries or keys
     rope: Tensor | None, # [..., N - prefix, 2d] sines and cosines of the tokens after the prefix
 ) -> Tensor:
@@ -55,7 +63,7 @@ def _rotate(
 ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 
 def make_qkv(
-    attn: nn.Module, # one of `ATTENTIONS`
+    attn: AnyModule, # one of `ATTENTIONS`
     x: Tensor, # [B, N, D] normalised tokens
     rope: Tensor | None = None, # rotary embedding as timm gives it to the block
     mask: Tensor | None = None, # attention mask
@@ -87,7 +95,7 @@ def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 # %% ../nbs/03_attention.ipynb #8fc5d2ac
 def attend(
-    attn: nn.Module, # timm attention
+    attn: AnyModule, # timm attention
     qkv: QKV, # keys and values of all tokens; queries, perhaps of fewer
 ) -> Tensor: # [B, M, H*d] before the output projection
     "Attention of the given queries on all keys, then norm and gate of the module."
@@ -99,7 +107,7 @@ def attend(
     return leave(attn, qkv, out)
 
 def leave(
-    attn: nn.Module, # timm attention
+    attn: AnyModule, # timm attention
     qkv: QKV, # for the gate
     out: Tensor, # [B, H, M, d] weighted values
 ) -> Tensor: # [B, M, H*d]
@@ -107,7 +115,7 @@ def leave(
     out = attn.norm(out.transpose(1, 2).flatten(2))
     return out if qkv.gate is None else out * qkv.gate
 
-def project(attn: nn.Module, out: Tensor) -> Tensor:
+def project(attn: AnyModule, out: Tensor) -> Tensor:
     "Output projection of a timm attention module, [B, M, H*d] to [B, M, D]."
     return attn.proj_drop(attn.proj(out))
 

@@ -10,6 +10,7 @@ __all__ = ['OpenBlock', 'OpenEvaBlock', 'OpenAttention', 'OpenAttentionRope', 'O
 
 # %% ../nbs/04_backbone.ipynb #e88471b9
 import sys
+from types import ModuleType
 from typing import Any
 
 import timm
@@ -22,7 +23,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from .attention import QKV, attend, first_queries, make_qkv, project
+from .attention import QKV, AnyModule, attend, first_queries, make_qkv, project
 from .registry import nearest, nearest_name
 
 # %% ../nbs/04_backbone.ipynb #fde58e4d
@@ -33,16 +34,16 @@ class Seam:
     plan: Any = None # what was decided
     watch: Any = None # told of queries, keys and values, if anybody looks
 
-    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: # [B, M, D]
+    def attend(self, attn: AnyModule, qkv: QKV) -> Tensor: # [B, M, D]
         "What the attention module returns."
         return project(attn, attend(attn, qkv))
-    def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: # [B, M, D]
+    def join(self, update: Tensor, drop_path: AnyModule) -> Tensor: # [B, M, D]
         "The tokens that go on to the MLP, from what attention and LayerScale give."
         return self.x + drop_path(update)
 
 # %% ../nbs/04_backbone.ipynb #aee46bcd
 def _through_attention(
-    attn: nn.Module,
+    attn: AnyModule,
     x: Tensor, # [B, N, D]
     seam: Seam,
     rope: Tensor | None = None,
@@ -53,19 +54,19 @@ def _through_attention(
     if seam.watch is not None: seam.watch(qkv)
     return seam.attend(attn, qkv)
 
-def _through_block(block: nn.Module, x: Tensor, seam: Seam, **kwargs: Tensor | None) -> Tensor:
+def _through_block(block: AnyModule, x: Tensor, seam: Seam, **kwargs: Tensor | None) -> Tensor:
     "A timm block with a seam between its halves."
     seam.x = x
     update = scale_attention(block, block.attn(block.norm1(x), seam=seam, **kwargs))
     return mlp_half(block, seam.join(update, block.drop_path1))
 
 # %% ../nbs/04_backbone.ipynb #16196713
-def scale_attention(block: nn.Module, update: Tensor) -> Tensor:
+def scale_attention(block: AnyModule, update: Tensor) -> Tensor:
     "LayerScale after attention in timm's `Block` or `EvaBlock`."
     if hasattr(block, "ls1"): return block.ls1(update)
     return update if block.gamma_1 is None else block.gamma_1 * update
 
-def mlp_half(block: nn.Module, x: Tensor) -> Tensor:
+def mlp_half(block: AnyModule, x: Tensor) -> Tensor:
     "The second half of a timm `Block` or `EvaBlock`: x + MLP."
     update = block.mlp(block.norm2(x))
     if hasattr(block, "ls2"): update = block.ls2(update)
@@ -75,7 +76,7 @@ def mlp_half(block: nn.Module, x: Tensor) -> Tensor:
 # %% ../nbs/04_backbone.ipynb #7e1418ec
 def _open(base: type[nn.Module], through: Any) -> type[nn.Module]:
     "A subclass that takes a seam; without one it is its base."
-    def forward(self, x, *args, seam=None, **kwargs):
+    def forward(self: AnyModule, x: Tensor, *args: Any, seam: Seam | None = None, **kwargs: Any) -> Any:
         return base.forward(self, x, *args, **kwargs) if seam is None else through(self, x, seam, **kwargs)
     name, about = f"Open{base.__name__}", f"timm's {base.__name__}, with a seam."
     members = dict(forward=forward, __module__=__name__, __qualname__=name, __doc__=about)
@@ -88,7 +89,7 @@ BLOCKS = {Block: OpenBlock, EvaBlock: OpenEvaBlock}
 OPEN = {**BLOCKS, Attention: OpenAttention, AttentionRope: OpenAttentionRope, EvaAttention: OpenEvaAttention}
 
 def open_blocks(
-    backbone: nn.Module, # timm model, changed in place: its blocks take a seam and are otherwise the same
+    backbone: AnyModule, # timm model, changed in place: its blocks take a seam and are otherwise the same
 ) -> None:
     "Let every block of a model, and its attention, take a seam."
     for block in backbone.blocks:
@@ -96,7 +97,7 @@ def open_blocks(
 
 # %% ../nbs/04_backbone.ipynb #2caa6078
 def call_block(
-    block: nn.Module, # of a model whose blocks are open
+    block: AnyModule, # of a model whose blocks are open
     x: Tensor, # [B, N, D]
     rope: Tensor | None = None, # rotary embedding of the tokens after the prefix
     mask: Tensor | None = None, # attention mask
@@ -110,14 +111,14 @@ def call_block(
 class FirstTokens(Seam):
     "Only the first tokens are read: all attend to all, and the others get no output."
     def __init__(self, count: int): self.count = count
-    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: # [B, count, D]
+    def attend(self, attn: AnyModule, qkv: QKV) -> Tensor: # [B, count, D]
         return project(attn, attend(attn, first_queries(qkv, self.count)))
-    def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: # [B, count, D]
+    def join(self, update: Tensor, drop_path: AnyModule) -> Tensor: # [B, count, D]
         return self.x[:, :self.count] + drop_path(update)
 
 # %% ../nbs/04_backbone.ipynb #528bd6b2
 def check_backbone(
-    backbone: nn.Module, # any timm model
+    backbone: AnyModule, # any timm model
 ) -> None:
     "Raise `TypeError` with the name of the part that cannot be walked."
     if isinstance(backbone, NaFlexVit):
@@ -134,7 +135,7 @@ def check_backbone(
         raise TypeError(f"pooling {backbone.global_pool!r} is not supported: use global_pool='token', 'avg' or 'map'")
 
 # %% ../nbs/04_backbone.ipynb #50ce16d6
-def _check_block(block: nn.Module) -> None:
+def _check_block(block: AnyModule) -> None:
     walked = {*OPEN, *OPEN.values()}
     if type(block) not in {*BLOCKS, *BLOCKS.values()}:
         raise TypeError(f"block type {type(block).__name__} is not supported: "
@@ -160,14 +161,14 @@ FAMILIES = (VisionTransformer, Eva, NaFlexVit)
 def flat_vits() -> list[str]:
     "Names of timm's models that a module with a flat ViT registers."
     known = {family.__name__ for family in FAMILIES}
-    def module_of(name: str): return sys.modules[_model_entrypoints[name].__module__]
+    def module_of(name: str) -> ModuleType: return sys.modules[_model_entrypoints[name].__module__]
     return [name for name in timm.list_models() if known & vars(module_of(name)).keys()]
 
 # %% ../nbs/04_backbone.ipynb #c805aca3
 def create_backbone(
     name: str, # of a timm model, perhaps with a tag
     **kwargs: Any, # of `timm.create_model`
-) -> nn.Module:
+) -> AnyModule:
     "A timm model that can be walked. Raises `ValueError` or `TypeError` with one sentence."
     arch = name.split(".")[0]
     if not timm.is_model(arch): nearest(arch, flat_vits(), "backbone")
@@ -189,7 +190,7 @@ def _complaint(name: str, arch: str, kwargs: dict[str, Any], error: Exception) -
 
 # %% ../nbs/04_backbone.ipynb #eae3f696
 def drop_head(
-    backbone: nn.Module, # timm model, changed in place
+    backbone: AnyModule, # timm model, changed in place
     mean: bool = False, # the mean of the patches' tokens is read, also where there is a CLS
 ) -> None:
     "Take final norm, pooling and classifier away; `global_pool` says what a head of ours reads, CLS or the mean."
@@ -200,7 +201,7 @@ def drop_head(
 
 # %% ../nbs/04_backbone.ipynb #0bac0e12
 def check_images(
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
     images: Tensor, # [B, channels, H, W]
 ) -> None:
     "Raise `ValueError` if the model cannot take these images."
@@ -211,7 +212,7 @@ def check_images(
     if shape[1] != channels:
         raise ValueError(f"images have {shape[1]} channels and the model takes {channels}: "
                          f"convert them, or create the model with in_chans={shape[1]}")
-    size, wanted = tuple(shape[2:]), embed.img_size
+    size, wanted = (shape[2], shape[3]), embed.img_size
     if getattr(embed, "strict_img_size", True) and size != tuple(wanted):
         raise ValueError(f"images are {size[0]}x{size[1]} pixels and the model takes {wanted[0]}x{wanted[1]}: resize "
                          f"them, create it with image_size={size}, or call model.set_input_size({size})")
@@ -219,7 +220,7 @@ def check_images(
 
 # %% ../nbs/04_backbone.ipynb #e9117fc0
 def embed(
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
     images: Tensor, # [B, 3, H, W]
     registers: Tensor | None = None, # [1, R, D] more tokens for the end of the sequence
 ) -> tuple[Tensor, Any]: # tokens [B, N, D], rotary table or None
@@ -241,6 +242,6 @@ def rotations(
     rows = torch.cat([table, still], -2)[..., source, :]
     return rows.unsqueeze(1) if table.dim() == 2 else rows.transpose(0, 1)
 
-def block_table(backbone: nn.Module, tables: Any, block: int) -> Tensor | None:
+def block_table(backbone: AnyModule, tables: Any, block: int) -> Tensor | None:
     "The rotary table of a block, of what `embed` gives."
     return tables[block] if getattr(backbone, "rope_mixed", False) else tables

@@ -57,7 +57,9 @@ class Cache(nn.Module):
     def start(self, seq: TokenSequence) -> Held:
         "Nothing is held before the first block."
         return Held(seq.length - self.num_clr)
-    def step(self, block, before, plan, seq, held): return after_block(self, block, before, plan, seq, held)
+    def step(
+        self, block: int, before: TokenSequence, plan: Plan | None, seq: TokenSequence, held: Held,
+    ) -> tuple[TokenSequence, Held]: return after_block(self, block, before, plan, seq, held)
 
 # %% ../nbs/06_cache.ipynb #eb310673
 def _first_registers(dim: int, count: int, cls_token: Tensor | None) -> nn.Parameter | None: # [1, count, D]

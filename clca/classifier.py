@@ -13,6 +13,7 @@ from typing import Any
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
+from .attention import AnyModule
 from .head import HEADS, Head, make_head
 from .interface import OF_BACKBONE, TimmInterface, identify
 
@@ -21,14 +22,14 @@ class TimmClassifier(TimmInterface):
     "timm's names for the classifier of such a model."
 
 # %% ../nbs/11a_classifier.ipynb #c17adb69
-def get_classifier(model: nn.Module) -> nn.Module:
+def get_classifier(model: AnyModule) -> nn.Module:
     "The layer whose outputs are the classes; `AttributeError` for a head that has no such layer."
     if model.head.of_backbone: return model.backbone.get_classifier()
     if hasattr(model.head, "classifier"): return model.head.classifier
     raise AttributeError(f"the head {model.spec.head!r} has no layer called classifier")
 
 def reset_classifier(
-    model: nn.Module,
+    model: AnyModule,
     num_classes: int, # C; 0 for features
     global_pool: str | None = None, # token, avg or map; None: as it is
 ) -> None:
@@ -50,7 +51,7 @@ def check_pool_name(pool: str, head: str) -> None: # head: its name
     raise ValueError(f"global_pool={pool!r} is not possible with head={head!r}: "
                      f"use global_pool={' or '.join(map(repr, can))}{other}")
 
-def check_pool(model: nn.Module, pool: str) -> None:
+def check_pool(model: AnyModule, pool: str) -> None:
     "Raise `ValueError` for a pooling that this model cannot have."
     backbone = model.backbone
     check_pool_name(pool, model.spec.head)
@@ -64,7 +65,7 @@ def check_pool(model: nn.Module, pool: str) -> None:
                          "create it with global_pool='map'")
 
 # %% ../nbs/11a_classifier.ipynb #7b53fe52
-def _reset_timms(model: nn.Module, num_classes: int, pool: dict[str, str]) -> dict[str, Any]: # options of timm
+def _reset_timms(model: AnyModule, num_classes: int, pool: dict[str, str]) -> dict[str, Any]: # options of timm
     "Renew timm's own classifier; norms stay where they are, and the spec must say so."
     backbone = model.backbone
     type(backbone).reset_classifier(backbone, num_classes, *pool.values())
@@ -72,7 +73,7 @@ def _reset_timms(model: nn.Module, num_classes: int, pool: dict[str, str]) -> di
     return {name: value for name, value in backbone._model_args.items() if name in ("fc_norm", "use_fc_norm")}
 
 # %% ../nbs/11a_classifier.ipynb #43a910d0
-def _reset_ours(model: nn.Module, num_classes: int, pool: str | None) -> None:
+def _reset_ours(model: AnyModule, num_classes: int, pool: str | None) -> None:
     "Renew the classifier of a head of ours, and what the head reads."
     like = next(model.head.parameters(), model.backbone.patch_embed.proj.weight)
     if not hasattr(model.head, "classifier"):
@@ -109,7 +110,7 @@ def refuse_reset(*args: Any, **kwargs: Any) -> None:
                      "call model.reset_classifier(num_classes)")
 
 # %% ../nbs/11a_classifier.ipynb #30567c83
-def check_attribute(model: nn.Module, name: str, value: Any) -> None:
+def check_attribute(model: AnyModule, name: str, value: Any) -> None:
     "Raise `TypeError` for what would change the model behind its back."
     if name == "global_pool":
         raise TypeError("for another pooling call model.reset_classifier(num_classes, global_pool)")
@@ -121,8 +122,8 @@ def check_attribute(model: nn.Module, name: str, value: Any) -> None:
         raise TypeError(f"model.head is what model.spec says, and cannot be replaced by {type(value).__name__}: "
                         "call model.reset_classifier(num_classes), or create a model with head=")
 
-def _set_attribute(model: nn.Module, name: str, value: Any) -> None:
+def _set_attribute(model: AnyModule, name: str, value: Any) -> None:
     check_attribute(model, name, value)
     nn.Module.__setattr__(model, name, value)
 
-TimmClassifier.__setattr__ = _set_attribute
+TimmClassifier.__setattr__ = _set_attribute # type: ignore[assignment] # the object has another name there

@@ -12,27 +12,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .attention import AnyModule
 from .registry import Registry
 from .sequence import TokenSequence, pooled
 
 # %% ../nbs/08_head.ipynb #ff7444ec
-class Head(nn.Module):
+class Head(AnyModule):
     """What heads have in common. Subclasses take (dim, layers, num_classes) and have a layer `classifier` after
     `pre_logits` of stacked CLS tokens, [B, D, g] -> [B, F], or implement `forward`, [B, D, g] -> [B, C]."""
     every_group = True # read after every reduction and the last block, else after the last block alone
     of_backbone = False # classifies by the layers of the backbone, which other heads replace
     drops = True # takes dropout before its classifier
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.drop = nn.Identity() # before the classifier; the model puts dropout here if it is asked for
+        self.drop: nn.Module = nn.Identity() # before the classifier; the model puts dropout here if it is asked for
 
-    def read(self, backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, D]
+    def read(self, backbone: AnyModule, seq: TokenSequence) -> Tensor: # [B, D]
         "What is read after a block: a copy of CLS, for a view would keep all tokens in memory."
         if backbone.global_pool == "token": return seq.x[:, 0].clone()
         size = None if seq.size is None else seq.size[:, seq.prefix:]
         return pooled(seq.x[:, seq.prefix:], size)[:, 0]
-    def tokens_read(self, backbone: nn.Module) -> int | None:
+    def tokens_read(self, backbone: AnyModule) -> int | None:
         "How many tokens at the start are all that it reads; `None`: it reads all."
         return 1 if backbone.global_pool == "token" else None
     def pre_logits(self, cls: Tensor) -> Tensor: # [B, D, g] -> [B, F]
@@ -46,7 +47,7 @@ class Head(nn.Module):
 # %% ../nbs/08_head.ipynb #08ead012
 def classify(
     head: Head,
-    backbone: nn.Module,
+    backbone: AnyModule,
     read: list[Tensor], # each [B, D], in order of depth
     pre_logits: bool = False, # features instead
 ) -> Tensor: # [B, C], or features [B, F]
@@ -57,7 +58,7 @@ def classify(
 # %% ../nbs/08_head.ipynb #a79ac899
 def pack(
     head: Head,
-    backbone: nn.Module,
+    backbone: AnyModule,
     tokens: Tensor, # [B, N, D] leaving the last block
     read: list[Tensor], # g times [B, D]
 ) -> Tensor: # [B, N + g, D]
@@ -67,7 +68,7 @@ def pack(
 # %% ../nbs/08_head.ipynb #67fe144f
 def unpack(
     head: Head,
-    backbone: nn.Module,
+    backbone: AnyModule,
     features: Tensor, # [B, N + g, D] of `pack`
     layers: int, # g
 ) -> list[Tensor]: # g times [B, D]
@@ -84,7 +85,7 @@ def make_head(
     num_classes: int, # C; 0 for features
 ) -> Head: # with `hidden_size`, the width F of its features, or None if it does not say
     "A head, with an identity in place of its classifier if there are no classes."
-    head = kind(dim, layers, num_classes or 1)
+    head = kind(dim, layers, num_classes or 1) # type: ignore[call-arg] # as subclasses take it
     layer = getattr(head, "classifier", None)
     head.hidden_size = getattr(layer, "in_features", getattr(layer, "in_channels", None))
     if not num_classes and not head.of_backbone: head.classifier = nn.Identity()
@@ -137,7 +138,7 @@ class CLAHead(Head):
         return self.classifier(features.unsqueeze(2)).squeeze(2)
 
 # %% ../nbs/08_head.ipynb #08ead014
-def check_batch(head: nn.Module, cls: Tensor) -> None:
+def check_batch(head: AnyModule, cls: Tensor) -> None:
     "Raise `ValueError` for a single image where BatchNorm is in training: it has nothing to compare it with."
     norm = head.mixed_norm
     if cls.shape[0] == 1 and norm.training and isinstance(norm, nn.BatchNorm1d):
@@ -172,35 +173,37 @@ class LinearHead(Head):
     every_group, of_backbone = False, True
 
     def __init__(self, dim: int = 0, layers: int = 1, num_classes: int = 0): super().__init__()
-    def tokens_read(self, backbone: nn.Module) -> int | None:
+    def tokens_read(self, backbone: AnyModule) -> int | None:
         return backbone.num_prefix_tokens if backbone.global_pool == "token" else None
-    def read(self, backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, prefix, D], or pooled [B, D]
+    def read(self, backbone: AnyModule, seq: TokenSequence) -> Tensor: # [B, prefix, D], or pooled [B, D]
         pools = dict(token=_prefix_tokens, avg=_mean_of_all, map=_attention_pool)
         if backbone.global_pool not in pools:
             raise TypeError(f"pooling {backbone.global_pool!r} is not supported once tokens are reduced: "
                             "use global_pool='token', 'avg' or 'map'")
         return pools[backbone.global_pool](backbone, seq)
-    def classify(self, backbone: nn.Module, read: list[Tensor], pre_logits: bool = False) -> Tensor: # [B, C]
+    def classify(self, backbone: AnyModule, read: list[Tensor], pre_logits: bool = False) -> Tensor: # [B, C]
         [features] = read
         if features.dim() == 3: return backbone.forward_head(features, pre_logits=pre_logits)
         features = backbone.head_drop(backbone.fc_norm(features))
         return features if pre_logits else backbone.head(features)
-    def pack(self, backbone: nn.Module, tokens: Tensor, read: list[Tensor]) -> Tensor: # [B, N or N + 1, D]
+    def pack(self, backbone: AnyModule, tokens: Tensor, read: list[Tensor]) -> Tensor: # [B, N or N + 1, D]
         tokens = backbone.norm(tokens)
-        return tokens if read[0].dim() == 3 else super().pack(backbone, tokens, read)
-    def unpack(self, backbone: nn.Module, features: Tensor, layers: int) -> list[Tensor]:
-        return [features] if backbone.global_pool == "token" else super().unpack(backbone, features, layers)
+        if read[0].dim() == 3: return tokens
+        return super().pack(backbone, tokens, read) # type: ignore[misc] # `Head` got it in a cell of its own
+    def unpack(self, backbone: AnyModule, features: Tensor, layers: int) -> list[Tensor]:
+        if backbone.global_pool == "token": return [features]
+        return super().unpack(backbone, features, layers) # type: ignore[misc] # and this
 
 # %% ../nbs/08_head.ipynb #be7a19eb
-def _prefix_tokens(backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, prefix, D]
+def _prefix_tokens(backbone: AnyModule, seq: TokenSequence) -> Tensor: # [B, prefix, D]
     return backbone.norm(seq.x[:, :seq.prefix])
 
-def _mean_of_all(backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, D]
+def _mean_of_all(backbone: AnyModule, seq: TokenSequence) -> Tensor: # [B, D]
     start = 0 if getattr(backbone, "pool_include_prefix", False) else seq.prefix
     size = None if seq.size is None else seq.size[:, start:]
     return pooled(backbone.norm(seq.x)[:, start:], size)[:, 0]
 
-def _attention_pool(backbone: nn.Module, seq: TokenSequence) -> Tensor: # [B, D]
+def _attention_pool(backbone: AnyModule, seq: TokenSequence) -> Tensor: # [B, D]
     tokens, mask = backbone.norm(seq.x), seq.mask
     if mask is None: return backbone.pool(tokens)
     start = 0 if getattr(backbone, "pool_include_prefix", True) else seq.prefix

@@ -42,7 +42,7 @@ def _resized(state: dict[str, Tensor], model: TokenReducedViT) -> dict[str, Tens
     grid = model.patch_embed.grid_size
     return state | {name: resample_abs_pos_embed(state[name], new_size=grid, num_prefix_tokens=prefix)}
 
-@register_model
+@register_model # type: ignore[untyped-decorator] # timm's
 def token_reduced_vit(
     pretrained: bool = False, # weights of the folder, or without one of the backbone
     pretrained_cfg: Any = None, # what timm has read in a folder
@@ -79,12 +79,12 @@ def hub_config(model: TokenReducedViT) -> dict[str, Any]: # for JSON
     prepared = {name: model.pretrained_cfg[name] for name in names if name in model.pretrained_cfg}
     return dict(spec=spec | dict(timm_kwargs=dict(spec["timm_kwargs"])), pretrained_cfg=prepared)
 
-def _save_pretrained(model: TokenReducedViT, save_directory: Any, *, config: dict | None = None, **rest: Any) -> Any:
+def _save_pretrained(model: TokenReducedViT, save_directory: Any, *, config: dict[str, Any] | None = None, **rest: Any) -> Any:
     "Write weights and `hub_config` into a folder. Raises `ValueError`, see `check_spec`."
     check_spec(model)
     return super(TokenReducedViT, model).save_pretrained(save_directory, config=config or hub_config(model), **rest)
 
-TokenReducedViT.save_pretrained = _save_pretrained
+TokenReducedViT.save_pretrained = _save_pretrained # type: ignore[assignment] # the mixin names each option
 
 # %% ../nbs/13_hub.ipynb #4b36fe31
 def check_named_parts(spec: Spec) -> None:
@@ -93,7 +93,7 @@ def check_named_parts(spec: Spec) -> None:
     known(HEADS, spec.head)
 
 def _from_pretrained(
-    cls: type, *, model_id: str, config: dict, spec: Spec | None = None, strict: bool = True, **rest: Any,
+    cls: type[TokenReducedViT], *, model_id: str, config: dict[str, Any], spec: Spec | None = None, strict: bool = True, **rest: Any,
 ) -> TokenReducedViT:
     "What the mixin asks for when it has read a folder's config.json."
     if spec is None:
@@ -104,4 +104,5 @@ def _from_pretrained(
     model.pretrained_cfg |= config.get("pretrained_cfg", {})
     return model
 
-TokenReducedViT._from_pretrained, TokenReducedViT._hub_mixin_inject_config = classmethod(_from_pretrained), True
+TokenReducedViT._from_pretrained = classmethod(_from_pretrained) # type: ignore[assignment, arg-type] # as above
+TokenReducedViT._hub_mixin_inject_config = True

@@ -14,6 +14,7 @@ from typing import Any
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from .attention import AnyModule
 from .backbone import check_images
 from .sequence import TokenSequence
 from .spec import Spec, options_of, without_weights
@@ -24,7 +25,7 @@ ARCHITECTURE = "token_reduced_vit" # by which timm knows our models
 FIRST_CONV = "backbone.patch_embed.proj"
 
 def identify(
-    model: nn.Module, # changed in place
+    model: AnyModule, # changed in place
     spec: Spec,
 ) -> None:
     "Let a model know how it was made."
@@ -45,7 +46,7 @@ def to_write(spec: Spec) -> Spec:
     return replace(spec, timm_kwargs=kept)
 
 # %% ../nbs/11_interface.ipynb #5da3a05d
-def _own_cfg(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
+def _own_cfg(model: AnyModule, size: tuple[int, int]) -> dict[str, Any]:
     "timm's record of the weights, with the model's own size, classes and names."
     backbone = model.backbone
     cfg = dict(getattr(model, "pretrained_cfg", None) or getattr(backbone, "pretrained_cfg", None) or {})
@@ -54,7 +55,7 @@ def _own_cfg(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
         architecture=ARCHITECTURE, num_classes=model.num_classes, input_size=(backbone.in_chans, *size),
         pool_size=None, first_conv=FIRST_CONV, classifier=_classifier(model))
 
-def _classifier(model: nn.Module) -> str | tuple[str, ...] | None:
+def _classifier(model: AnyModule) -> str | tuple[str, ...] | None:
     "The names of the classifying layers in the model."
     if not model.head.of_backbone: return "head.classifier" if hasattr(model.head, "classifier") else None
     two = getattr(model.backbone, "head_dist", None) is not None
@@ -64,7 +65,7 @@ def _classifier(model: nn.Module) -> str | tuple[str, ...] | None:
 OF_BACKBONE = ("embed_dim", "in_chans", "feature_info", "num_prefix_tokens", "blocks", "patch_embed", "cls_token",
                "pos_embed", "norm")
 
-class TimmInterface(nn.Module):
+class TimmInterface(AnyModule):
     "timm's names for a model that has `backbone`, `head`, `cache`, `stages` and `spec`."
 
 def _of_backbone(name: str) -> property:
@@ -73,15 +74,15 @@ def _of_backbone(name: str) -> property:
 for _name in OF_BACKBONE: setattr(TimmInterface, _name, _of_backbone(_name))
 
 # %% ../nbs/11_interface.ipynb #a3aa8a20
-def head_hidden_size(model: nn.Module) -> int:
+def head_hidden_size(model: AnyModule) -> int:
     "Width of the features before the classifier, `forward_head(x, pre_logits=True)`."
     return model.backbone.head_hidden_size if model.head.of_backbone else model.head.hidden_size
 
-def num_features(model: nn.Module) -> int:
+def num_features(model: AnyModule) -> int:
     "Width of what a model without classes gives; with classes, as in timm, of `forward_features`."
     return model.backbone.num_features if model.num_classes or model.head.of_backbone else model.head.hidden_size
 
-def set_grad_checkpointing(model: nn.Module, enable: bool = True) -> None:
+def set_grad_checkpointing(model: AnyModule, enable: bool = True) -> None:
     "Run blocks again in the backward pass instead of keeping what they computed."
     model.backbone.set_grad_checkpointing(enable)
 
@@ -89,7 +90,7 @@ TimmInterface.head_hidden_size, TimmInterface.num_features = property(head_hidde
 TimmInterface.set_grad_checkpointing = set_grad_checkpointing
 
 # %% ../nbs/11_interface.ipynb #ebfae2d6
-def forward_features(model: nn.Module, images: Tensor) -> Tensor: # [B, N + g, D]
+def forward_features(model: AnyModule, images: Tensor) -> Tensor: # [B, N + g, D]
     "All tokens that leave the last block, after the final norm where there is one, then what the head has read."
     check_images(model.backbone, images)
     if model.untouched: return model.backbone.forward_features(images)
@@ -98,7 +99,7 @@ def forward_features(model: nn.Module, images: Tensor) -> Tensor: # [B, N + g, D
 
 # %% ../nbs/11_interface.ipynb #7987cf46
 def forward_head(
-    model: nn.Module,
+    model: AnyModule,
     x: Tensor, # [B, N + g, D] of `forward_features`
     pre_logits: bool = False, # what the classifier reads
 ) -> Tensor: # [B, C], or features [B, F]
@@ -113,12 +114,14 @@ TimmInterface.forward_features, TimmInterface.forward_head = forward_features, f
 # %% ../nbs/11_interface.ipynb #847a0a75
 class Intermediates(Watcher):
     "Keeps what chosen blocks hand on: prefix and patches, without registers of the cache."
-    def __init__(self, blocks: set[int]): self.blocks, self.seen = blocks, {}
+    def __init__(self, blocks: set[int]):
+        self.blocks = blocks
+        self.seen: dict[int, Tensor] = {}
     def passed(self, block: int, stage: Any, plan: Any, before: TokenSequence, after: TokenSequence) -> None:
         if block in self.blocks: self.seen[block] = after.x[:, :after.prefix + after.patches]
 
 # %% ../nbs/11_interface.ipynb #3f7ef53d
-def check_intermediates(model: nn.Module, blocks: list[int]) -> None:
+def check_intermediates(model: AnyModule, blocks: list[int]) -> None:
     "Raise `NotImplementedError` for a block at or after the first reduction."
     first = min((stage.stage.block for stage in model.stages if stage.reduces), default=model.depth)
     if (late := max(blocks)) >= first:
@@ -128,7 +131,7 @@ def check_intermediates(model: nn.Module, blocks: list[int]) -> None:
 
 # %% ../nbs/11_interface.ipynb #4b6b57df
 def forward_intermediates(
-    model: nn.Module,
+    model: AnyModule,
     x: Tensor, # [B, 3, H, W] images
     indices: int | list[int] | None = None, # the last n blocks, all if None, or these
     return_prefix_tokens: bool = False, # pairs of map and prefix tokens
@@ -136,7 +139,7 @@ def forward_intermediates(
     stop_early: bool = False, # timm's wish to be spared later blocks: they run here, where the head reads them
     output_fmt: str = "NCHW", # or NLC
     intermediates_only: bool = False, # without the final features
-) -> list | tuple[Tensor, list]: # final features and maps [B, D, h, w], or the maps alone
+) -> list[Any] | tuple[Tensor, list[Any]]: # final features and maps [B, D, h, w], or the maps alone
     """timm's maps of blocks before the first reduction.
     Raises `NotImplementedError` for later ones, `ValueError` for another format."""
     given = dict(indices=indices, return_prefix_tokens=return_prefix_tokens, norm=norm, stop_early=stop_early,
@@ -155,7 +158,7 @@ def forward_intermediates(
     return maps if intermediates_only else (model.head.pack(model.backbone, out.tokens, out.read), maps)
 
 # %% ../nbs/11_interface.ipynb #55870d8c
-def _as_map(model: nn.Module, tokens: Tensor, images: Tensor, fmt: str, norm: bool, with_prefix: bool) -> Any:
+def _as_map(model: AnyModule, tokens: Tensor, images: Tensor, fmt: str, norm: bool, with_prefix: bool) -> Any:
     "Tokens [B, N, D] of a block as timm gives them."
     if norm: tokens = model.backbone.norm(tokens)
     prefix, patches = tokens[:, :model.num_prefix_tokens], tokens[:, model.num_prefix_tokens:]

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .attention import AnyModule
 from .backbone import check_image_size
 from .classifier import TimmClassifier
 from .interface import identify
@@ -24,7 +25,7 @@ class TimmLayers(TimmClassifier):
 
 # %% ../nbs/11b_layers.ipynb #54764686
 def set_input_size(
-    model: nn.Module,
+    model: AnyModule,
     img_size: int | tuple[int, int] | None = None, # pixels, height and width
     patch_size: int | tuple[int, int] | None = None, # pixels
 ) -> None:
@@ -46,13 +47,13 @@ def set_input_size(
     identify(model, replace(model.spec, image_size=size, timm_kwargs=model.spec.timm_kwargs | more))
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (size, size) if isinstance(size, int) else tuple(size) # type: ignore[return-value] # two of them
 
 TimmLayers.set_input_size = set_input_size
 
 # %% ../nbs/11b_layers.ipynb #ddeccaf7
 def group_matcher(
-    model: nn.Module,
+    model: AnyModule,
     coarse: bool = False, # timm's: fewer groups
 ) -> dict[str, Any]: # groups in order, with regular expressions
     "The layers of the backbone; all else comes last."
@@ -63,7 +64,7 @@ def group_matcher(
     return {name: moved(group) for name, group in model.backbone.group_matcher(coarse=coarse).items()}
 
 # %% ../nbs/11b_layers.ipynb #b4a8a9ae
-def no_weight_decay(model: nn.Module) -> set[str]:
+def no_weight_decay(model: AnyModule) -> set[str]:
     """Names of parameters that weight decay must leave alone.
     They are timm's own, and the cache's registers with their positions."""
     return {f"backbone.{name}" for name in model.backbone.no_weight_decay()} | {"cache.clr", "cache.pos"}
@@ -80,7 +81,7 @@ def is_timms(state: Mapping[str, Tensor]) -> bool:
         name.startswith("backbone.") for name in state)
 
 # %% ../nbs/11b_layers.ipynb #638c892e
-def from_timms_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]: # our names
+def from_timms_state(model: AnyModule, state: Mapping[str, Tensor]) -> dict[str, Tensor]: # our names
     "The weights of a plain timm ViT, and our own for what it does not have; told in a warning."
     gone = [name for name in state if not model.head.of_backbone and name.startswith(REPLACED)]
     kept = {name: value for name, value in model.state_dict().items() if name.startswith(NEW_PARTS)}
@@ -91,7 +92,7 @@ def from_timms_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
 
 # %% ../nbs/11b_layers.ipynb #2ae274dd
 def load_state_dict(
-    model: nn.Module,
+    model: AnyModule,
     state_dict: Mapping[str, Tensor], # of this model, or of a plain timm ViT
     strict: bool = True, # torch's: every name must have its counterpart
     assign: bool = False, # torch's: take the tensors themselves
@@ -100,4 +101,4 @@ def load_state_dict(
     if is_timms(state_dict): state_dict = from_timms_state(model, state_dict)
     return nn.Module.load_state_dict(model, state_dict, strict=strict, assign=assign)
 
-TimmLayers.load_state_dict = load_state_dict
+TimmLayers.load_state_dict = load_state_dict # type: ignore[assignment] # the object has another name there

@@ -24,6 +24,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from .attention import AnyModule
 from .backbone import check_backbone, check_images, create_backbone, drop_head, open_blocks
 from .cache import Cache, recovery_blocks
 from .classifier import check_features, check_pool_name, refuse_reset
@@ -55,7 +56,7 @@ def schedule_of(
     return plan
 
 def create_stages(
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
     spec: Spec,
     patches: int, # at the model's input, P
 ) -> nn.ModuleList: # a reducer per stage
@@ -69,7 +70,7 @@ def create_stages(
 
 # %% ../nbs/12_model.ipynb #d9331160
 def create_cache(
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
     spec: Spec,
     at: tuple[int, ...], # blocks that reduce
 ) -> Cache | None:
@@ -84,7 +85,7 @@ def create_cache(
 # %% ../nbs/12_model.ipynb #c8c89a5b
 def check_model(
     spec: Spec,
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
 ) -> None:
     "Raise `ValueError` for a combination that cannot be."
     of_backbone = HEADS.find(spec.head).of_backbone
@@ -108,7 +109,7 @@ def check_head_options(spec: Spec) -> None:
 
 # %% ../nbs/12_model.ipynb #a94450fe
 def create_head(
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
     spec: Spec,
     layers: int, # number of blocks that it reads, g
 ) -> Head:
@@ -135,9 +136,11 @@ def protected_start(model: "TokenReducedViT") -> int:
 class TokenReducedViT(TimmLayers, PyTorchModelHubMixin, library_name="clca", license="apache-2.0"):
     """A timm ViT whose blocks `at` reduce tokens, with the cache and the head of CLCA.
     Made by `create_model` or `wrap`."""
+    backbone: AnyModule # timm's
+    stages: Any # the reducers, an nn.ModuleList
     def __init__(self,
         spec: Spec,
-        backbone: nn.Module | None = None, # timm model, taken over and changed in place; None: made by the spec
+        backbone: AnyModule | None = None, # timm model, taken over and changed in place; None: made by the spec
     ):
         super().__init__()
         REDUCERS.find(spec.reducer), HEADS.find(spec.head)
@@ -200,7 +203,7 @@ def create_model(
     return TokenReducedViT(Spec(backbone, num_classes, **split_options(options))).to(**place)
 
 # %% ../nbs/12_model.ipynb #4186e9c9
-def backbone_of(spec: Spec) -> nn.Module:
+def backbone_of(spec: Spec) -> AnyModule:
     "The timm model that a spec names."
     size = {} if spec.image_size is None else {"img_size": spec.image_size}
     check_source(spec)
@@ -241,31 +244,31 @@ def wrap(
 ) -> TokenReducedViT:
     """Reduce the tokens of a timm model that one already has.
     Raises `TypeError` by name for what cannot be walked, `ValueError` for options."""
-    vit = unwrap_model(vit)
-    if isinstance(vit, TimmInterface): raise TypeError("this model reduces tokens already: wrap the timm model itself")
-    check_backbone(vit)
+    plain: AnyModule = unwrap_model(vit)
+    if isinstance(plain, TimmInterface): raise TypeError("this model reduces tokens already: wrap the timm model itself")
+    check_backbone(plain)
     asked = split_options(options)
     _check_built(asked)
-    if getattr(vit, "without_head", False):
+    if getattr(plain, "without_head", False):
         raise ValueError("this backbone has lost its final norm and classifier to a head of ours: "
                          "wrap the timm model itself")
     own = num_classes is None
     if own and asked.get("head", "linear") != "linear":
         raise ValueError(f"head={asked['head']!r} is a new head, which needs num_classes: "
                          "give it, or leave head out to keep the model's own")
-    built = dict(image_size=vit.patch_embed.img_size, timm_kwargs=made_with(vit))
+    built = dict(image_size=plain.patch_embed.img_size, timm_kwargs=made_with(plain))
     given = dict(at=None) | (dict(head="linear") if own else {}) | asked | built
-    spec = Spec(architecture(vit), vit.num_classes if own else num_classes, **given)
-    if spec.at is None: spec = replace(spec, at=quarter_points(len(vit.blocks)))
+    spec = Spec(architecture(plain), plain.num_classes if num_classes is None else num_classes, **given)
+    if spec.at is None: spec = replace(spec, at=quarter_points(len(plain.blocks)))
     if not HEADS.find(spec.head).of_backbone: spec = _without_pool(spec)
-    return _alike(TokenReducedViT(spec, _with_classes(copy.deepcopy(vit), spec)), vit)
+    return _alike(TokenReducedViT(spec, _with_classes(copy.deepcopy(plain), spec)), plain)
 
 # %% ../nbs/12_model.ipynb #e6597008
-def architecture(vit: nn.Module) -> str:
+def architecture(vit: AnyModule) -> str:
     "The name by which timm knows a model."
     return (getattr(vit, "pretrained_cfg", None) or {}).get("architecture") or type(vit).__name__
 
-def made_with(vit: nn.Module) -> dict[str, Any]: # of timm.create_model
+def made_with(vit: AnyModule) -> dict[str, Any]: # of timm.create_model
     "The arguments by which timm made a model, as far as timm remembers them, and its pooling as it is now."
     told = get_model_args(vit)
     return {name: value for name, value in told.items() if name not in ("num_classes", "img_size", *OPTIONS, *SOURCES)}
@@ -284,7 +287,7 @@ def _without_pool(spec: Spec) -> Spec:
     "A new head reads CLS where there is one, whatever timm's head has pooled."
     return replace(spec, timm_kwargs={name: v for name, v in spec.timm_kwargs.items() if name not in HEAD_OPTIONS})
 
-def _with_classes(vit: nn.Module, spec: Spec) -> nn.Module:
+def _with_classes(vit: AnyModule, spec: Spec) -> AnyModule:
     "A new classifier for another number of classes, if it is timm's that classifies."
     vars(vit).pop("reset_classifier", None) # of a copy of a backbone of ours
     own = HEADS.find(spec.head).of_backbone

@@ -35,14 +35,16 @@ def nearest(
     raise ValueError(f"unknown {what} {name!r}: {hint}{listed}")
 
 # %% ../nbs/02_registry.ipynb #6a547891
-class Registry(dict):
+class Registry(dict[str, Any]):
     "Name → thing of one kind, in the order of registration."
     def __init__(self,
         what: str, # the kind of thing, for messages
         check: Callable[[Any], None] = lambda thing: None, # raises `TypeError` for what is no such thing
     ):
         super().__init__()
-        self.what, self.check, self.lent, self.typed = what, check, {}, set()
+        self.what, self.check = what, check
+        self.lent: dict[str, Any] = {}
+        self.typed: set[str] = set()
 
     def add(self, name: str, thing: Any) -> Any:
         """Register; the same cell of a notebook may run again.

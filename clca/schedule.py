@@ -14,7 +14,7 @@ from typing import NamedTuple
 # %% ../nbs/01_schedule.ipynb #e817b72c
 class Stage(NamedTuple):
     "One reduction: its position, its keep rate, and the share of patches that should be left after it."
-    index: int # 0, 1, … in order of depth
+    index: int # type: ignore[assignment] # 0, 1, … in order of depth; hides tuple's own, of which nobody asks
     block: int # block that reduces, 0-based
     keep: float # share kept of what arrives, (0, 1]
     total: float # share kept of the patches at the input

@@ -24,9 +24,9 @@ class View(NamedTuple):
     start: int = 0 # candidates at the model's input
     cache: bool = False # the cache is in use
     size: Tensor | None = None # [B, N] how many tokens each one stands for, 0 for padding; None: one each
-    p: QKV | None = None # queries, keys and values of the block, between attention and MLP
-    update: Tensor | None = None # [B, N, D] what attention adds, where the score asks for it
-    body: Tensor | None = None # [B, n, D] the candidates, for reducers before the block
+    p: QKV = None # type: ignore[assignment] # queries, keys and values, for reducers between attention and MLP
+    update: Tensor = None # type: ignore[assignment] # [B, N, D] what attention adds, where the score asks for it
+    body: Tensor = None # type: ignore[assignment] # [B, n, D] the candidates, for reducers before the block
 
     @property
     def n(self) -> int: return self.hi - self.lo # number of candidates
@@ -61,14 +61,14 @@ def register_score(
     name: str, # by which create_model(score=…) takes it
     *, needs: str = "attention", # "attention", or "update" for what the block's attention adds to each token
     kind: str = "any", # "any", "positive", or "shares" (positive, together at most one)
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[[View], Tensor]], Callable[[View], Tensor]]:
     """Decorator for a function of a `View` that returns [B, N], or [B, H, N] with a row for each head.
     Raises `ValueError` for a name that is taken."""
     if needs not in ("attention", "update"): raise ValueError(f"needs={needs!r} must be 'attention' or 'update'")
     if kind not in KINDS: raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
     if name == "auto": raise ValueError("score 'auto' stands for the published choice: use another name")
     register = SCORES.decorator(name)
-    def add(function: Callable) -> Callable:
+    def add(function: Callable[[View], Tensor]) -> Callable[[View], Tensor]:
         register(Score(function, needs, kind))
         return function
     return add

@@ -35,7 +35,7 @@ class Account:
     def given_size(self) -> float:
         "Size of a token that is inserted."
         return 1.
-    def plain(self, call: Callable, seq: "TokenSequence") -> "TokenSequence":
+    def plain(self, call: Callable[..., tuple[Tensor, Plan | None]], seq: "TokenSequence") -> "TokenSequence":
         "A block that does not reduce; `call` takes the sequence and an attention mask, and gives tokens first."
         return seq._replace(x=call(seq, seq.mask)[0])
 
@@ -60,10 +60,11 @@ class TokenSequence(NamedTuple):
     def mask(self) -> Tensor | None: # attention mask that follows from sizes
         return None if self.size is None else self.account.mask(self.size, self.x.dtype)
 
-    def reduce(self, plan, values=None): return reduce_tokens(self, plan, values)
-    def follow(self, plan, x): return follow_tokens(self, plan, x)
-    def insert(self, tokens, at): return insert_tokens(self, tokens, at)
-    def pool(self, start, end): return pool_tokens(self, start, end)
+    def reduce(self, plan: Plan | None, values: Tensor | None = None) -> "TokenSequence":
+        return reduce_tokens(self, plan, values)
+    def follow(self, plan: Plan | None, x: Tensor) -> "TokenSequence": return follow_tokens(self, plan, x)
+    def insert(self, tokens: Iterable[Tensor], at: int) -> "TokenSequence": return insert_tokens(self, tokens, at)
+    def pool(self, start: int, end: int) -> Tensor: return pool_tokens(self, start, end)
 
 # %% ../nbs/05_sequence.ipynb #8c712f6d
 def follow_tokens(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from os import PathLike
-from typing import Any
+from typing import Any, TypeGuard
 
 from .schedule import check_keep
 
@@ -42,7 +42,7 @@ class Spec:
     reference: bool = False # published behaviour with its defects, for parity and published checkpoints
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False) # passed on to timm.create_model
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("keep", "at", "image_size"): object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         if _is_whole(self.at): object.__setattr__(self, "at", (self.at,))
         object.__setattr__(self, "image_size", _as_side(self.image_size))
@@ -61,7 +61,7 @@ def _as_side(size: Any) -> Any:
     "Height and width that are equal as one number, so that the same size is written in one way."
     return size[0] if isinstance(size, tuple) and len(size) == 2 and size[0] == size[1] else size
 
-def _is_whole(value: Any) -> bool: return isinstance(value, Integral) and not isinstance(value, bool)
+def _is_whole(value: Any) -> TypeGuard[int]: return isinstance(value, Integral) and not isinstance(value, bool)
 
 def _check_kinds(spec: Spec) -> None:
     "Raise `ValueError` for the first value of the wrong kind."
@@ -112,7 +112,7 @@ def options_of(
 
 def spec_of(
     table: Mapping[str, Any], # parameters or metrics of a run, and whatever else
-    **default, # for required options that the table may lack
+    **default: Any, # for required options that the table may lack
 ) -> Spec:
     "The spec among the names and values of a run."
     ours = {name: table[name] for name in OPTIONS if name in table}

@@ -7,7 +7,7 @@ __all__ = ['Plan', 'rows_of', 'take', 'gather', 'Select', 'Fuse', 'weighted', 'M
            'copied_rows', 'places']
 
 # %% ../nbs/00_tokens.ipynb #ea69658a
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +43,11 @@ class Select(NamedTuple):
     "Keep the tokens `idx`, in this order, and drop the others."
     idx: Tensor # [B, M]
     valid: Tensor | None = None # [B, M] False where an output is only padding
-    summed = False
 
     def __call__(self, x: Tensor) -> Tensor: return gather(x, self.idx)
     def means(self, before: int, after: int) -> tuple["Select", None]: return self, None
+    @property
+    def summed(self) -> Literal[False]: return False
     @property
     def copies(self) -> Tensor: return self.idx # [B, M]
     @property
@@ -59,7 +60,6 @@ class Fuse(NamedTuple):
     idx: Tensor # [B, M]
     weight: Tensor # [B, N]
     positive: bool = False # no weight is below zero
-    summed = True
 
     def fused(self, x: Tensor) -> Tensor: # [B, 1, ...]
         return weighted(self.weight.unsqueeze(1), x)
@@ -68,6 +68,8 @@ class Fuse(NamedTuple):
         if not self.positive: return None
         total = self.weight.sum(1, keepdim=True).clamp(min=torch.finfo(self.weight.dtype).tiny)
         return self._replace(weight=self.weight / total), F.pad(total, (before + self.idx.shape[1], after), value=1.)
+    @property
+    def summed(self) -> Literal[True]: return True
     @property
     def copies(self) -> Tensor: return self.idx # [B, M]
     @property
@@ -88,7 +90,6 @@ class Merge(NamedTuple):
     share: Tensor # [B, N] positive
     place: Tensor # [B, M] the input token in whose place a slot stands
     exact: bool = True # the shares of a slot sum to one
-    copies, summed = None, True
 
     def sum(self, x: Tensor) -> Tensor: # [B, M, ...]
         "Plain sum over the tokens of a slot."
@@ -97,6 +98,8 @@ class Merge(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor: return self.sum(x * _like(self.share.to(x.dtype), x))
     def means(self, before: int, after: int) -> tuple["Merge", None] | None:
         return (self, None) if self.exact else None
+    @property
+    def copies(self) -> None: return None
 
 def _like(per_token: Tensor, x: Tensor) -> Tensor:
     "One number per token, shaped to go with `x`."
@@ -118,10 +121,11 @@ def merge(
 class Mix(NamedTuple):
     "Every output is its own weighted sum of all tokens."
     weight: Tensor # [B, M, N]
-    copies, summed = None, True
 
     def __call__(self, x: Tensor) -> Tensor: return weighted(self.weight, x)
     def means(self, before: int, after: int) -> None: return None
+    @property
+    def copies(self) -> None: return None
     @property
     def place(self) -> Tensor: return torch.full(self.weight.shape[:2], -1, device=self.weight.device) # [B, M]
 
@@ -131,10 +135,12 @@ class Weigh(NamedTuple):
     decision: Tensor # [B, N] 1 keep, 0 drop, with gradient
     alive: Tensor | None # [B, N] decision of the stage before; None: of the published loss, which does not ask for it
     target: float # share of the living that inference will keep
-    copies, summed = None, False
+
 
     def __call__(self, x: Tensor) -> Tensor: return x
     def means(self, before: int, after: int) -> tuple["Weigh", None]: return self, None
+    @property
+    def copies(self) -> None: return None
     @property
     def place(self) -> Tensor: # [B, N]
         return torch.arange(self.decision.shape[1], device=self.decision.device).expand(self.decision.shape)
@@ -155,7 +161,7 @@ def apply(
     if values is not None: middle = [plan(values)]
     elif plan.copies is None: middle = [plan(x[:, lo:hi])]
     else:
-        middle = [take(x, copied_rows(plan, x.shape[1], lo) if rows is None else rows)]
+        middle = [take(x, rows_of(plan.copies, x.shape[1], lo) if rows is None else rows)]
         if plan.summed: middle.append(plan.fused(x[:, lo:hi]))
     return torch.cat([x[:, :lo], *middle, x[:, hi:]], 1)
 

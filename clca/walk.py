@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import AnyModule
 from .backbone import FirstTokens, Seam, block_table, call_block, embed, rotations
 from .reducers.base import Call, Reducer
 from .sequence import TokenSequence
@@ -37,7 +38,7 @@ class Watcher:
 
 # %% ../nbs/10_walk.ipynb #1ec41884
 def begin(
-    model: nn.Module, # a `clca.model.TokenReducedViT`
+    model: AnyModule, # a `clca.model.TokenReducedViT`
     images: Tensor, # [B, 3, H, W]
     placed: bool = False, # somebody wants to know where tokens come from
 ) -> tuple[TokenSequence, Any]: # the sequence, rotary tables or None
@@ -56,7 +57,7 @@ def begin(
 
 # %% ../nbs/10_walk.ipynb #6fffcea6
 def callable_block(
-    model: nn.Module,
+    model: AnyModule,
     index: int, # of the block
     tables: Any, # rotary, of `begin`
     watcher: Watcher | None = None,
@@ -68,12 +69,13 @@ def callable_block(
     def call(
         seq: TokenSequence, mask: Tensor | None = None, seam: Callable[[], Seam] | None = None,
     ) -> tuple[Tensor, Plan | None]:
-        rope = rotations(table, seq.place[:, seq.prefix:]) if turned else table
+        rope = table
+        if turned: rope = rotations(table, seq.place[:, seq.prefix:]) # type: ignore[index, arg-type] # both are there
         if looks and seam is None: seam = Seam
         def through(x: Tensor) -> tuple[Tensor, Plan | None]:
             made = seam() if seam else None
-            if looks: made.watch = partial(watcher.attend, index)
-            return call_block(model.backbone.blocks[index], x, rope, mask, made), made and made.plan
+            if looks: made.watch = partial(watcher.attend, index) # type: ignore[union-attr] # both are there
+            return call_block(model.backbone.blocks[index], x, rope, mask, made), None if made is None else made.plan
         if model.backbone.grad_checkpointing and model.training: return checkpoint(through, seq.x, use_reentrant=False)
         return through(seq.x)
     return call
@@ -88,7 +90,7 @@ class Output(NamedTuple):
 
 # %% ../nbs/10_walk.ipynb #80cf67eb
 def walk(
-    model: nn.Module, # a `clca.model.TokenReducedViT`
+    model: AnyModule, # a `clca.model.TokenReducedViT`
     images: Tensor, # [B, 3, H, W]
     full: bool = False, # all tokens of the last block are wanted
     watcher: Watcher | None = None, # told what happens; wants all tokens, too
@@ -127,7 +129,7 @@ def pass_block(
         return seq._replace(x=x), None
     return seq.account.plain(call, seq), None
 
-def tokens_needed(model: nn.Module, block: int) -> int | None:
+def tokens_needed(model: AnyModule, block: int) -> int | None:
     "Tokens at the start of the last block's output that are all that the head reads; `None`: all."
     last = block == model.depth - 1 and block not in model.at
     if not last or model.spec.reference: return None

@@ -19,7 +19,9 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from huggingface_hub.errors import HfHubHTTPError
 from timm.models import load_state_dict
 from timm.models._manipulate import adapt_input_conv
-from torch import Tensor, nn
+from torch import Tensor
+
+from .attention import AnyModule
 
 # %% ../nbs/04a_weights.ipynb #38be1ae3
 WEIGHTS = ("model.safetensors", "pytorch_model.bin") # of ours and the hub's, and of timm's save_for_hf
@@ -45,7 +47,7 @@ def weights_config(
 
 # %% ../nbs/04a_weights.ipynb #518ec086
 def read_state(
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
     path: Path, # not .npz
 ) -> dict[str, Tensor]: # names and sizes of the backbone
     "Tensors of a file. Raises `ValueError` for a file that holds no weights of a plain ViT."
@@ -53,7 +55,8 @@ def read_state(
     except Exception as e: # whatever the bytes of another kind of file lead to
         raise ValueError(f"{path} cannot be read as weights: {said(e)}") from e
     if any(name.startswith("backbone.") for name in state):
-        raise ValueError(f"{path} holds a token-reduced model and not a plain ViT: load it by clca.load_checkpoint")
+        raise ValueError(f"{path} holds a token-reduced model and not a plain ViT: load it by clca.load_checkpoint, "
+                         "with the config.json of its run beside it")
     state = sys.modules[type(backbone).__module__].checkpoint_filter_fn(state, backbone)
     name, own = "patch_embed.proj.weight", backbone.in_chans
     if name in state and state[name].shape[1] != own: state[name] = adapt_input_conv(own, state[name])
@@ -61,7 +64,7 @@ def read_state(
 
 # %% ../nbs/04a_weights.ipynb #26eef899
 def without_classifier(
-    backbone: nn.Module, # timm model
+    backbone: AnyModule, # timm model
     state: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     "The same, with the backbone's own classifier where that of the file is for other classes."
@@ -87,7 +90,7 @@ def check_state(
 
 # %% ../nbs/04a_weights.ipynb #ba10c2ac
 def load_weights(
-    backbone: nn.Module, # timm model, changed in place
+    backbone: AnyModule, # timm model, changed in place
     path: str | Path, # a file, or a folder with one
 ) -> None:
     "Load a backbone from a local file. Raises `FileNotFoundError` or `ValueError` with one sentence."
@@ -99,7 +102,7 @@ def load_weights(
         backbone.load_state_dict(state)
     backbone.pretrained_cfg = backbone.default_cfg = (backbone.pretrained_cfg or {}) | weights_config(path)
 
-def _load_npz(backbone: nn.Module, file: Path) -> None:
+def _load_npz(backbone: AnyModule, file: Path) -> None:
     "The form of Google's ViTs, which timm reads by a method of the model."
     if not hasattr(backbone, "load_pretrained"):
         raise ValueError(f"{file} is of a form that only VisionTransformer models of timm read, and this is a "

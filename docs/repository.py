@@ -1,17 +1,20 @@
 """What `make` calls: `python docs/repository.py results FOLDER` says what a run left behind,
 `python docs/repository.py readme` makes README.md from nbs/index.ipynb,
 `python docs/repository.py record TARGET` runs `make TARGET` and keeps what it printed last, for the README,
-`python docs/repository.py fill NOTEBOOK` puts the numbers into the text of a copy of it, for the site."""
+`python docs/repository.py licences` makes docs/licences.md from what is installed."""
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from datetime import date
+from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata
 from pathlib import Path
 
 import nbformat
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADLINE = dict(
@@ -84,9 +87,52 @@ def write_readme(root: str | Path = ROOT) -> None:
     finally: part.unlink(missing_ok=True)
 
 
+def requirements_by_name(root: str | Path = ROOT) -> dict[str, str]:
+    "What settings.ini asks for, with the extra that asks for it first; the package itself is called `clca`."
+    cfg = ConfigParser()
+    cfg.read(Path(root) / "settings.ini")
+    asked = {key: value.split() for key, value in cfg["DEFAULT"].items() if key.endswith("requirements")}
+    found = [(Requirement(line).name, key.removesuffix("requirements").rstrip("_") or "clca")
+             for key, lines in asked.items() for line in lines]
+    return {name: extra for name, extra in reversed(found) if name != "clca"}
+
+
+def licence(about: PackageMetadata) -> str:
+    "The licence that a package names in its metadata: as an expression, as classifiers, or in the first line of a text."
+    classifiers = [c.split(" :: ")[-1] for c in about.get_all("Classifier", []) if c.startswith("License :: ")]
+    named = ", ".join(c for c in classifiers if c != "OSI Approved")
+    text = (about.get("License") or "").strip().partition("\n")[0]
+    return about.get("License-Expression") or named or text or "named nowhere but in its licence file"
+
+
+def licences(old: str = "") -> str:
+    "A table of what we ask for; what is not installed here keeps its row of the old table."
+    kept = {row.split(" | ")[0].removeprefix("| "): row for row in old.splitlines() if row.startswith("| ")}
+    rows = []
+    for name, extra in sorted(requirements_by_name().items(), key=lambda item: item[0].lower()):
+        try: rows.append(f"| {name} | {extra} | {licence(metadata(name))} |")
+        except PackageNotFoundError: rows.append(kept.get(name) or f"| {name} | {extra} | not installed |")
+    return LICENCES + "\n".join(rows) + "\n"
+
+
+LICENCES = """<!-- made from the metadata of what is installed, by python docs/repository.py licences -->
+# Licences
+
+> What this project builds on, and under which licence each is
+
+clca itself is under the Apache Licence 2.0, see `LICENSE`. It holds no code of the packages below: pip installs them
+beside it. `clca` marks what `pip install clca` brings, other words the extra that does, as in `pip install 'clca[train]'`.
+The licences are those that the packages name in their metadata.
+
+| package | for | licence |
+|---|---|---|
+"""
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["readme"]: write_readme()
-    elif sys.argv[1:2] == ["fill"] and len(sys.argv) == 3: nbformat.write(numbered(sys.argv[2]), sys.argv[2])
     elif sys.argv[1:2] == ["record"] and len(sys.argv) == 3: record(sys.argv[2])
+    elif sys.argv[1:] == ["licences"]:
+        page = ROOT / "docs" / "licences.md"
+        page.write_text(licences(page.read_text(encoding="utf-8") if page.exists() else ""), encoding="utf-8")
     elif sys.argv[1:2] == ["results"] and len(sys.argv) == 3: show_results(sys.argv[2])
     else: sys.exit(__doc__)

@@ -178,7 +178,7 @@ def test_one_class(flat):
 def test_too_high_root(flat):
     with pytest.raises(
         ValueError,
-        match="flat holds only folders: its images must lie directly in it .*data_root is one level too high",
+        match=r"only 1 class found, at least 2 are needed: if the folders in .*flat are the classes \(ant, bee, cow, …\), data_root",
     ):
         folder(flat.parent)
 
@@ -298,12 +298,13 @@ def test_what_lies_elsewhere_is_named(flat):
     put(flat/"ant/Thumbs.db"); put(flat/".git/objects/00"); put(flat/"bee/.ipynb_checkpoints/1.png"); put(flat/"._loose.png")
     with pytest.warns(UserWarning) as said: data = folder(flat)
     [message] = [str(w.message) for w in said if "left out" in str(w.message)]
-    assert message.startswith("6 of 40 files below data_root are left out: ")
-    for part in ("2 beside the class folders (README.md, loose.png)", "2 hidden (.old/3.png, bee/.4.png)",
-                 "2 in a folder within a class folder (ant/2024/1.png, ant/2024/deep/2.png)"): assert part in message
+    assert message.startswith("4 of 40 files below data_root are left out: ")
+    for part in ("2 beside the class folders (README.md, loose.png)", "2 hidden (.old/3.png, bee/.4.png)"): assert part in message
+    [deep] = [str(w.message) for w in said if "within" in str(w.message)]
+    assert deep.startswith("2 files lie in folders within class folders, the first is ant/2024/1.png, and are taken for")
     assert "Thumbs" not in message and "git" not in message
     on_disk = [p for p in flat.rglob("*") if not p.is_dir()]
-    assert used(data) + len(data.left_out) == len(on_disk) == 40 and used(data) == 30 and not data.skipped
+    assert used(data) + len(data.left_out) == len(on_disk) == 40 and used(data) == 32 and not data.skipped
     assert {n for n, why in reasons(data).items() if "left behind" in why} == {
         "ant/Thumbs.db", ".git/objects/00", "bee/.ipynb_checkpoints/1.png", "._loose.png"}
 
@@ -317,8 +318,16 @@ def test_nested_and_loose_in_splits(tmp_path):
         for j, c in enumerate("ab"): picture(tmp_path/"d"/split/c/"0.png", 10*k + j)
         picture(tmp_path/"d"/split/"loose.png", 90 + k); picture(tmp_path/"d"/split/"a/more/0.png", 80 + k)
     picture(tmp_path/"d/top.png", 99)
-    with pytest.warns(UserWarning, match="7 of 13 .* 3 in a folder within .*4 beside the class folders"): data = folder(tmp_path/"d")
-    assert used(data) == 6 and data.classes == ["a", "b"]
+    with pytest.warns(UserWarning, match="4 of 13 .* 4 beside the class folders"): data = folder(tmp_path/"d")
+    assert used(data) == 9 and data.classes == ["a", "b"] and len(data.left_out) == 4
+
+def test_class_folders_that_hold_only_folders(tmp_path):
+    "Sorted by year, say: the classes are what data_root holds, and all that is below belongs to them."
+    for j, c in enumerate("ab"):
+        for k in range(6): picture(tmp_path/"d"/c/f"20{k % 2}"/f"{k}.png", 10*j + k)
+    with pytest.warns(UserWarning, match="12 files lie in folders within class folders, the first is a/200/0.png"):
+        data = folder(tmp_path/"d")
+    assert used(data) == 12 and data.classes == ["a", "b"] and data.left_out.empty
 
 def test_classes_may_be_linked(flat, tmp_path):
     os.rename(flat/"ant", tmp_path/"elsewhere"); (flat/"ant").symlink_to(tmp_path/"elsewhere")

@@ -13,6 +13,7 @@ from clca.tools.preparation import preparation_of
 from clca.training.images import Images
 from helpers import ROOT
 from models import BACKBONES, PLAIN, SMALL, build, noise, perturbed
+from test_reading import grey_tiff
 
 CASES = [("vit", r, {}) for r in names() if r != "none"] + [("vit", "none", PLAIN), ("rope", "tome", {})]
 SHALLOW = dict(depth=2, at=(0,))
@@ -218,6 +219,9 @@ def pictures(folder):
     Image.fromarray(shades[..., 0].astype(np.uint16)*257 + 100).save(folder/"deep.png")
     Image.fromarray(shades[..., 0].astype(np.uint16)*257 + 100).save(folder/"deep.tif")
     Image.fromarray(shades[..., :3]).convert("CMYK").save(folder/"cmyk.jpg")
+    Image.fromarray(shades[..., 0].astype(np.uint16)*257).save(folder/"deep and clear.png", transparency=int(shades[0, 0, 0])*257)
+    (folder/"twelve.tif").write_bytes(grey_tiff([0, 4095, 2048, 1024], 12))
+    (folder/"white is zero.tif").write_bytes(grey_tiff([0, 65535, 257*100], 16, photometric=0))
     Image.fromarray(shades[..., 0] > 128).save(folder/"bits.png")
     Image.fromarray(shades[..., :3]).save(folder/"turned.jpg", exif=exif, quality=95)
     return sorted(map(str, folder.iterdir()))
@@ -232,3 +236,20 @@ def test_the_lines_prepare_images_as_training_does(tmp_path, monkeypatch):
     images = torch.from_numpy(runpy.run_path("run.py")["images"])
     trained = Images(paths, [0]*len(paths), preparation_of(build(**SHALLOW)))
     for i, name in enumerate(paths): assert (images[i] - trained[i][0]).abs().max() < 1e-5, name
+
+def test_two_formats_of_one_name_have_a_note_each(tmp_path):
+    "The first has the short name, and keeps it; the lines of either run its own file."
+    pytest.importorskip("onnxruntime", reason="pip install clca[export]")
+    model, kept = build(**SHALLOW), {}
+    for name, classes in (("m.pt2", "abcdefg"), ("m.onnx", "tuvwxyz"), ("m.pt2", "ABCDEFG")):
+        export(model, tmp_path/name, classes=list(classes))
+        kept[name] = classes
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "m.md", "m.onnx", "m.onnx.json", "m.onnx.md", "m.pt2"]
+    for name, note in (("m.pt2", "m.md"), ("m.onnx", "m.onnx.md")):
+        text = (tmp_path/note).read_text()
+        record = text.split('json.load(open("')[1].split('"')[0]
+        about = json.loads((tmp_path/record).read_text())
+        assert text.startswith(f"# {name}\n") and about["file"] == name and "".join(about["classes"]) == kept[name]
+    (tmp_path/"m.pt2").unlink()
+    export(model, tmp_path/"m.onnx")
+    assert json.loads((tmp_path/"m.json").read_text())["file"] == "m.onnx" and not (tmp_path/"m.onnx.json").exists()

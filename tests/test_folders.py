@@ -52,9 +52,12 @@ class Ends(tiny.Colours):
     "Images of which the n-th that is read ends the run."
     def __init__(self, n, after, error):
         super().__init__(n)
-        self.after, self.error = after, error
+        self.after, self.error, self.begun = after, error, False
+    def set_epoch(self, epoch):
+        self.begun = True
+        super().set_epoch(epoch)
     def __getitem__(self, i):
-        self.seen += 1
+        self.seen += self.begun # not what is read to measure the loader
         if self.seen > self.after: raise self.error
         return super().__getitem__(i)
 
@@ -375,8 +378,8 @@ def test_two_predictions_at_once(tmp_path, monkeypatch):
     first, second = (own_folder(tmp_path/"predict", dict(images=name), "prediction.json") for name in "ab")
     assert [first.name, second.name] == ["predict", "predict-2"]
     cells = [cell.source for cell in code_cells(ROOT/"nbs"/"predict.ipynb")]
-    cell = next(source for source in cells if "= predict(vit" in source)
-    assert 0 < cell.index("own_folder(") < cell.index("= predict(vit")
+    cell = next(source for source in cells if "= predictor(photos" in source)
+    assert 0 < cell.index("own_folder(") < cell.index("= predictor(photos")
 
 def test_results_among_photographs_are_not_asked_about(tmp_path):
     "Within the folder of images, or the folder itself: the same command is the same question a second time."

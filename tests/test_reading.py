@@ -227,12 +227,49 @@ def test_12_bits_in_16_are_told_and_black_and_bright_are_not_damaged(tmp_path, e
     assert grey([[0, 4095]]).note and not grey([[0, 4095]]).why
     assert grey([[0, 9000]]) [1:] == ("", "") and not grey([[0, 0]]).why
 
-def test_12_bits_in_colours_of_16_are_told(tmp_path):
-    raw = np.full((2, 2, 3), 4000, ">u2").tobytes()
-    rows = b"".join(b"\0" + raw[i:i + 12] for i in (0, 12))
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
-    (tmp_path/"x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
-    assert read_image(tmp_path/"x.png").getpixel((0, 0)) == (15, 15, 15) and examine(str(tmp_path/"x.png")).note
+def deep_png(values, kind): # kind: 2 colours, 4 grey and alpha, 6 colours and alpha
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.asarray(values))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", len(values[0]), len(values), 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+def deep_tiff(values, end, packed=False, separation=False):
+    "A TIFF of 16-bit colours, ink if `separation`, the fourth of four a true alpha otherwise."
+    values = np.asarray(values); samples = values.shape[2]
+    raw = values.astype(f"{end}u2").tobytes()
+    raw = zlib.compress(raw) if packed else raw
+    rows = [(256, values.shape[1]), (257, values.shape[0]), (259, 8 if packed else 1), (262, 5 if separation else 2), (277, samples), (278, values.shape[0]), (279, len(raw))]
+    rows += [(338, 2)]*(samples == 4 and not separation)
+    at = 8 + 2 + 12*(len(rows) + 2) + 4
+    entries = [(tag, 3, 1, struct.pack(f"{end}HH", v, 0)) for tag, v in rows] + [
+        (258, 3, samples, struct.pack(f"{end}I", at)), (273, 4, 1, struct.pack(f"{end}I", at + 2*samples))]
+    ifd = struct.pack(f"{end}H", len(entries)) + b"".join(struct.pack(f"{end}HHI", *e[:3]) + e[3] for e in sorted(entries)) + bytes(4)
+    return (b"II*\0" if end == "<" else b"MM\0*") + struct.pack(f"{end}I", 8) + ifd + struct.pack(f"{end}{samples}H", *[16]*samples) + raw
+
+DEEP = {f"png of kind {kind}": (lambda v, kind=kind: deep_png(v, kind), count) for kind, count in ((2, 3), (4, 2), (6, 4))}
+DEEP |= {f"tiff {end}{count}{packed}": (lambda v, end=end, packed=packed: deep_tiff(v, end, packed), count)
+         for end in "<>" for count in (3, 4) for packed in (False, True)}
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_colours_of_8_and_12_bits_in_16(tmp_path, kind):
+    "8 are refused, 12 told, black and bright are nothing odd; alpha is judged before anything is laid on white."
+    made, count = DEEP[kind]
+    def verdict(*samples): (tmp_path/"x").write_bytes(made(np.array(samples)[:, :count][None])); return examine(str(tmp_path/"x"))
+    assert "brightest value is 250 of 65535, as if 8 bits" in verdict([250]*4, [7]*4, [250]*4).why
+    assert "16 bits, but no pixel brighter than 15 of 255" == verdict([4000]*4, [100]*4).note
+    assert verdict([40000]*4, [65535]*4) [1:] == ("", "")
+    black = verdict([0]*(count - 1 + (count == 3)) + [65535])
+    assert black.digest and not black.why
+    if count != 3: assert "more opaque than 15" in verdict([40000]*(count - 1) + [4000]).note
+    if count != 3: assert "as if 8 bits" in verdict([200]*(count - 1) + [65535]).why
+
+def test_ink_of_8_bits_in_16_is_refused(tmp_path):
+    for end in "<>":
+        (tmp_path/"x.tif").write_bytes(deep_tiff([[[3, 200, 0, 9]]], end, separation=True))
+        assert "brightest value is 200 of 65535" in examine(str(tmp_path/"x.tif")).why
+
+def test_a_portable_pixmap_of_8_bits_in_16_is_told(tmp_path):
+    (tmp_path/"x.ppm").write_bytes(b"P6 1 1 65535\n" + np.array([9, 200, 8], ">u2").tobytes())
+    assert "no pixel brighter than 1 of 255" in examine(str(tmp_path/"x.ppm")).note
 
 def test_a_dark_picture_of_8_bits_is_nothing_odd(tmp_path):
     Image.new("RGB", (4, 4), (3, 3, 3)).save(tmp_path/"x.png")

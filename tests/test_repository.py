@@ -6,16 +6,18 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from importlib.metadata import distributions, version
 
 import nbformat
 import pytest
 import yaml
 from helpers import ROOT, exported_cells, name, notebooks, requirements, settings
+from imports import of_floor
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from repository import readme
+from repository import licences, readme, requirements_by_name
 
 def pins():
     lines = (line.split("#")[0].strip() for line in (ROOT/"constraints.txt").read_text().splitlines())
@@ -106,6 +108,30 @@ def test_conda_takes_the_python_of_settings():
     env = yaml.safe_load((ROOT/"environment.yml").read_text())
     assert f'python={settings()["min_python"]}' in env["dependencies"]
 
+def test_every_requirement_has_its_licence():
+    "The page is what the metadata of the installed packages say; rows of those that are not installed stay as they are."
+    page = (ROOT/"docs"/"licences.md").read_text()
+    rows = dict(row.strip("| ").split(" | ", 1) for row in page.splitlines() if row.startswith("| ") and " | for | " not in row)
+    assert rows.keys() == requirements_by_name().keys() and not [row for row in rows.values() if "not installed" in row]
+    assert page == licences(page), "run python docs/repository.py licences"
+
+def test_citation_says_the_version_and_is_whole():
+    cited = yaml.safe_load((ROOT/"CITATION.cff").read_text())
+    assert cited["version"] == settings()["version"] and cited["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    [paper] = cited["references"]
+    assert paper["url"].endswith("2501.00243") and len(paper["authors"]) == 6
+
+def test_changelog_has_the_version():
+    versions = re.findall(r"^## \[([^\]]+)\]", (ROOT/"CHANGELOG.md").read_text(), re.M)
+    assert versions[:2] == ["Unreleased", settings()["version"]]
+
+def test_hosted_ci_runs_the_commands_of_the_readme():
+    if not (path := ROOT/".github"/"workflows"/"ci.yml").exists(): pytest.skip("an unpacked sdist has no hosted CI")
+    job = yaml.safe_load(path.read_text())["jobs"]["check"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make train", "make test"]
+    assert all(f"Python :: {v}" in (ROOT/"pyproject.toml").read_text() for v in job["strategy"]["matrix"]["python"])
+
 def test_no_large_files(): assert not [p for p in tracked() if p.stat().st_size > 2**20]
 
 def test_no_paths_of_a_machine():
@@ -121,6 +147,17 @@ def test_ruff():
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "nbs", "tests", "docs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+def test_types():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+def test_types_are_strict_on_the_whole_method():
+    "The list of modules in pyproject.toml forgets none, and whoever imports the package is told that it has types."
+    overrides = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
+    [strict] = [set(o["module"]) for o in overrides if o.get("disallow_untyped_defs")]
+    method = {m for m in of_floor("method") if not m.startswith("clca.reducers")}
+    assert strict == method | {"clca", "clca.reducers.*"} and (ROOT/"clca"/"py.typed").exists()
 
 def lengths(): return {f"{name(p)}: {cell[0]}": len(cell) for p in notebooks() for cell in exported_cells(p)}
 

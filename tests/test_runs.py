@@ -1,5 +1,6 @@
 "The run store with everything that goes wrong on disks and clusters."
 import json, warnings
+from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from clca.lab.runs import collect_runs, load_history, load_runs, recorded_variant
@@ -45,6 +46,37 @@ def test_two_machines(tmp_path):
     df, said = load(tmp_path/"a", tmp_path/"b")
     assert sorted(df.run_id) == ["conflict", "only-a", "only-b", "same"] and df.set_index("run_id").test_top1["conflict"] == .7
     assert len(said) == 1 and "conflict" in said[0] and "test_top1" in said[0] and "out" not in said[0].split("different")[1]
+
+def test_logs_of_several_machines(tmp_path):
+    "Each run once, from the first source that has it, although a collection rounds and another machine has other numbers."
+    for machine, run, value in (("a", "r1", 1.23456789), ("a", "r2", 2), ("b", "r2", 3), ("b", "r3", 4)):
+        make(tmp_path/machine/run, seed=int(run[1]))
+        (tmp_path/machine/run/"gradients.csv").write_text(f"step,max_grad\n0,{value}\n1,{value}\n")
+    collection = collect_runs(tmp_path/"all.jsonl", tmp_path/"a", tmp_path/"b")
+    read = load_history(tmp_path/"a", collection, tmp_path/"b", tmp_path/"a")
+    assert read.groupby("run_id").max_grad.agg(list).to_dict() == {"r1": [1.23456789]*2, "r2": [2]*2, "r3": [4]*2}
+    assert load_history(collection).max_grad.tolist() == [1.2346]*2 + [2]*2 + [4]*2
+
+@pytest.mark.parametrize("text", [b"", b"step,max_grad\n0,1.5\n1,0.", b"a\n1,2,3\n1,2,3,4\n", b"step\n\xff\xfe\n"])
+def test_a_broken_log_is_named_and_left_out(tmp_path, text):
+    for run in "ab": make(tmp_path/run)
+    (tmp_path/"a"/"gradients.csv").write_text("step,max_grad\n0,1.5\n")
+    (tmp_path/"b"/"gradients.csv").write_bytes(text)
+    with pytest.warns(UserWarning, match="b/gradients.csv left out"): assert load_history(tmp_path).run_id.tolist() == ["a"]
+
+def test_many_folders_are_each_read_once(tmp_path, monkeypatch):
+    "Ten thousand take seconds because no file is opened twice and no record is compared with itself."
+    names = [f"run-{i:03}" for i in range(200)]
+    for i, name in enumerate(names): make(tmp_path/name, seed=i)
+    (tmp_path/"run-007"/"metrics.json").write_text("{")
+    (tmp_path/".snakemake").mkdir()
+    opened, compared = [], []
+    monkeypatch.setattr("clca.lab.runs._warn_of_conflict", lambda *records: compared.append(records))
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.parent.name) or real(path))
+    with pytest.warns(UserWarning) as said: table = load_runs(tmp_path)
+    assert opened == names and not compared and [str(w.message)[:16] for w in said] == ["run run-007 left"]
+    assert table.run_id.tolist() == [name for name in names if name != "run-007"] and set(table.variant) == {"clca"}
 
 def test_collection(tmp_path):
     make(tmp_path/"r"/"x", seed=1, out=str(tmp_path), data_root=str(tmp_path)); make(tmp_path/"r"/"y", seed=2, extra=[1, 2])

@@ -49,6 +49,8 @@ def start(values: str, out) -> dict:
         ('protocol = "modern"\nbatch_size = 9', "batch_size = 9 cannot be mixed: mixup and cutmix take two images"),
         ('protocol = "paper"\nepochs = 5', "cooldown_epochs = 5.0 is out of range: it must be from 0 to the epochs after"),
         ('augmentation = "strong"', "augmentation = 'strong' is out of range: it must be one of weak, trivial, rand"),
+        ("lr_search = [0.001]", r"lr_search = \[0.001\] is out of range: it must be two or more different rates"),
+        ("lr_search = [0.001, 0.01]\nlr = 0.1", "lr = 0.1 and lr_search = .* are both given: leave out lr"),
         ("layer_decay = 1.5", "layer_decay = 1.5 is out of range: it must be above 0, up to 1"),
         (
             'protocol = "modern"\nbackbone_kwargs = {"drop_path_rate": 0.2}',

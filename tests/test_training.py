@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from helpers import ROOT
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,12 +27,13 @@ from clca.training.task import Classifier
 from clca.training.recipe import Recipe, lr_factor, param_groups
 
 SAME = ["epoch", "lr", "train_loss", "val_loss", "val_top1"]
-COSTS = {"train_seconds", "images_per_second", "peak_memory_mb", "git_commit"}
+COSTS = {"train_seconds", "images_per_second", "loader_images_per_second", "peak_memory_mb", "git_commit"}
 
-def run(out, kill=-1, devices=1):
+def run(out, kill=-1, devices=1, **more):
     "Train in a process of its own; the exit code and what it printed."
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(tiny.__file__).parent), PYTHONWARNINGS="ignore")
-    command = [sys.executable, tiny.__file__, str(out), str(kill), str(devices)]
+    paths = os.pathsep.join(map(str, (ROOT, ROOT/"tests"))) # this checkout, whichever one is installed
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=paths, PYTHONWARNINGS="ignore")
+    command = [sys.executable, tiny.__file__, str(out), str(kill), str(devices), json.dumps(more)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
@@ -119,6 +121,7 @@ def test_a_finished_run_is_not_trained_again(whole, capsys):
 
 def test_what_a_run_leaves(whole):
     assert sorted(p.name for p in whole.iterdir()) == [
+        "classes.csv",
         "config.json",
         "gradients.csv",
         "history.csv",
@@ -130,11 +133,11 @@ def test_what_a_run_leaves(whole):
     m, h, p = read(whole), history(whole), pd.read_csv(whole/"predictions.csv")
     assert list(h) == [*SAME, "seconds", "images_per_second", "peak_memory_mb"] and len(h) == 4
     assert h.lr.iloc[0] == tiny.RECIPE.lr and h.lr.iloc[-1] < tiny.RECIPE.lr / 50
-    assert list(p) == ["path", "label", "prediction"]
+    assert list(p) == ["path", "label", "prediction", "share"] and p.share.between(1/3, 1).all()
     assert (p.label == p.prediction).mean() == pytest.approx(m["test_top1"], abs=1e-6)
     assert m["val_top1"] == h.val_top1.iloc[-1]
     assert [m[name] for name in ("epochs", "keep", "data_hash", "seed")] == [4, .1, "tiny", 0]
-    assert {"test_top5", "macro_f1", "gmacs", "params", "version_torch", "git_commit", *COSTS} <= m.keys()
+    assert {"test_top5", "macro_f1", "balanced_accuracy", "calibration_error", "gmacs", "params", "version_torch", "git_commit", *COSTS} <= m.keys()
     assert not any(isinstance(v, dict) for v in m.values())
     assert len(pd.read_csv(whole/"gradients.csv")) == 4 * (50 // 8)
 
@@ -181,13 +184,22 @@ def test_a_run_from_before_an_option_goes_on(tmp_path):
 
 # Processes and numbers -----------------------------------------------------------------------------------------------
 
-def test_two_processes(tmp_path):
-    "Distributed: one history, one result, validated on every one of the 31 images once."
-    out = tmp_path/"run"
-    code, text = run(out, devices=2)
-    assert code == 0 and list(history(out).epoch) == [1, 2, 3, 4] and text.count("epoch 4/4") == 1, text
-    right = history(out).val_top1 * 31
-    assert (right - right.round()).abs().max() < 1e-4 and read(out)["test_top1"] > .5
+@pytest.mark.parametrize("more", [
+    dict(ema=.9, accumulate=2, label_smoothing=.1, weight_decay=.1),
+    dict(ema=.9, adapter="freeze", lr_search=[1e-4, 1e-2], warmup_epochs=0., checkpointing=True)], ids=["all", "freeze"])
+def test_two_processes_give_the_result_of_one(more, tmp_path):
+    """But for the last digits, of sums in another order: averages of weights, passes of a step, an adapter, a search for
+    the rate. There is one history, and each of the 31 images of validation counts once."""
+    recipe = Recipe(**{**vars(tiny.RECIPE), "epochs": 2, **more})
+    train(model := tiny.steady(), tiny.data(), tmp_path/"one", recipe)
+    code, text = run(tmp_path/"two", devices=2, epochs=2, **more)
+    assert code == 0 and text.count("epoch 2/2") == len(more.get("lr_search", [0])), text
+    one, two = history(tmp_path/"one"), history(tmp_path/"two")
+    pd.testing.assert_frame_equal(one[SAME], two[SAME], rtol=1e-4)
+    again = load_file(tmp_path/"two"/"model.safetensors")
+    for name, value in model.state_dict().items(): assert torch.allclose(value, again[name], rtol=1e-2, atol=1e-4), name
+    first, second = (read(tmp_path/name) for name in ("one", "two"))
+    assert first["lr"] == second["lr"] and first["test_top1"] == pytest.approx(second["test_top1"], abs=.04)
 
 def test_weights_come_back_from_a_launcher(whole):
     "For a notebook Lightning forks, and hands the trained weights back through the same reader, as a bare state dict."

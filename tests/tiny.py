@@ -1,5 +1,7 @@
 """A model, data and a run that take a second: python tiny.py OUT KILL DEVICES trains them,
-and is killed in the middle of epoch KILL (-1: not)."""
+and is killed in the middle of epoch KILL (-1: not). With a fourth word, a JSON object of values of the recipe, it is
+the model without chance that is trained."""
+import json
 import os
 import signal
 import sys
@@ -9,6 +11,7 @@ import timm
 import torch
 from torch.utils.data import Dataset
 
+from clca import create_model
 from clca.training.loop import train
 from clca.training.recipe import Recipe
 
@@ -39,12 +42,19 @@ def model(seed=0):
     small = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
     return timm.create_model("vit_tiny_patch16_224", **small, num_classes=3, drop_rate=.2)
 
+def steady():
+    "Of our own and without dropout and BatchNorm, so a step is the mean over its images, however they are divided."
+    torch.manual_seed(0)
+    small = dict(image_size=16, patch_size=4, embed_dim=16, num_heads=2, depth=4, at=(1, 2), keep=.5)
+    return create_model("vit_tiny_patch16_224", 3, head="ifa", **small)
+
 def image(): return torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
 RECIPE = Recipe(epochs=4, batch_size=8, lr=3e-3, log_gradients=True, logger="none")
 SHORT = Recipe(epochs=1, batch_size=8, lr=3e-3, logger="none")
 
 if __name__ == "__main__":
-    out, kill, devices = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    recipe = Recipe(**{**vars(RECIPE), "devices": devices})
-    train(model(), data(kill=None if kill < 0 else kill), out, recipe, dict(keep=.1))
+    out, kill, devices, more = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads((sys.argv[4:] or ["{}"])[0])
+    recipe = Recipe(**{**vars(RECIPE), "devices": devices, **more})
+    vit = steady() if more else model()
+    train(vit, data(kill=None if kill < 0 else kill), out, recipe, {} if more else dict(keep=.1))

@@ -4,20 +4,18 @@
 
 # %% auto #0
 __all__ = ['flower', 'patch_tokens', 'salience', 'follow_plans', 'paint', 'show_stages', 'overlay', 'kept_tokens', 'rollout',
-           'rollout_overlay', 'show_folder']
+           'rollout_overlay']
 
 # %% ../../nbs/lab/16_pictures.ipynb #d13359b4
-import base64
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
+
 import torch
 import torch.nn.functional as F
-from IPython.display import display
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -25,7 +23,7 @@ from numpy import ndarray
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from .house_style import PALETTE, beside_picture, describe_figures, style
+from .house_style import PALETTE, describe_figures, style
 from ..tokens import Plan
 
 # %% ../../nbs/lab/16_pictures.ipynb #711a7f36
@@ -217,15 +215,3 @@ def rollout_overlay(
     fig.colorbar(heat, ax=axes, shrink=.7, label="share, largest = 1")
     fig.suptitle(title)
     return fig
-
-# %% ../../nbs/lab/16_pictures.ipynb #4eee27e7
-def show_folder(
-    folder: Path, # of a run
-) -> None:
-    "Show the numbers and pictures that a run has left."
-    if (metrics := folder/"metrics.json").exists():
-        display(pd.Series(json.loads(metrics.read_bytes()), name=folder.name).to_frame())
-    for path in sorted(folder.glob("*.png")):
-        png = base64.b64encode(path.read_bytes()).decode()
-        html, about = beside_picture(png, f"{path.stem}, of the run in the folder")
-        display({"image/png": png} | html, metadata=about, raw=True)

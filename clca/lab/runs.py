@@ -7,6 +7,7 @@ __all__ = ['REQUIRED', 'PLACES', 'recorded_variant', 'plain_value', 'check_metri
            'keep_history', 'collect_runs']
 
 # %% ../../nbs/lab/01_runs.ipynb #013128b0
+import io
 import json
 import math
 import warnings
@@ -70,8 +71,8 @@ def read_metrics(
 ) -> dict[str, Any]:
     "The metrics of one run, with `run_id` and `folder`. Raises `ValueError` if it is unfinished or broken."
     file = Path(folder)/"metrics.json"
-    if not file.exists(): raise ValueError("no metrics.json: the run did not finish")
-    try: record = json.loads(file.read_text())
+    try: record = json.loads(file.read_bytes())
+    except FileNotFoundError: raise ValueError("no metrics.json: the run did not finish") from None
     except ValueError as e: raise ValueError(f"metrics.json is not valid JSON ({e})") from None
     except OSError as e: raise ValueError(f"metrics.json cannot be read ({e.strerror})") from None
     return check_metrics(record) | {"run_id": file.parent.name, "folder": str(file.parent)}
@@ -79,7 +80,7 @@ def read_metrics(
 # %% ../../nbs/lab/01_runs.ipynb #7ce99eff
 def _read_lines(path: Path) -> Iterable[dict]:
     "The records of a collection."
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             record = check_metrics(json.loads(line))
             if "run_id" not in record: raise ValueError("no run_id")
@@ -88,8 +89,8 @@ def _read_lines(path: Path) -> Iterable[dict]:
 
 # %% ../../nbs/lab/01_runs.ipynb #7338287b
 def _read_folders(path: Path) -> Iterable[dict]:
-    "The records of run folders."
-    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
+    "The records of run folders; hidden ones are of Snakemake, or put aside."
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         try: yield read_metrics(folder)
         except ValueError as e: warnings.warn(f"run {folder.name} left out: {e}")
 
@@ -126,28 +127,44 @@ def load_runs(
     for source in sources:
         for record in _read_source(source):
             first = kept.setdefault(record["run_id"], record)
-            _warn_of_conflict(first, record)
+            if first is not record: _warn_of_conflict(first, record)
     table = pd.DataFrame(list(kept.values()), columns=None if kept else ["run_id", "folder", *REQUIRED])
     if not {"head", "cache"} <= set(table): return table
     variants = [recorded_variant(r) if _has(r, "head", "cache") else None for r in kept.values()]
     return table.assign(variant=variants)
 
 # %% ../../nbs/lab/01_runs.ipynb #482fb2b0
-def _logged(path: Path, name: str) -> Iterable[pd.DataFrame]:
-    "Tables of that name in the run folders of `path`."
-    for file in sorted(path.glob(f"*/{name}.csv")): yield pd.read_csv(file).assign(run_id=file.parent.name)
+def _log(file: Path) -> pd.DataFrame | None:
+    "A table that was logged; a broken one is named by a warning and left out."
+    try:
+        if not (text := file.read_bytes()).endswith(b"\n"): raise ValueError("its end is missing")
+        return pd.read_csv(io.BytesIO(text))
+    except (OSError, ValueError) as e:
+        warnings.warn(f"{file.parent.name}/{file.name} left out: {getattr(e, 'strerror', None) or e}")
+
+def _logs(path: Path, name: str) -> pd.DataFrame:
+    "All tables of that name in the run folders of `path`, or the one beside a collection."
+    files = [path.with_suffix(f".{name}.csv")] if path.suffix == ".jsonl" else sorted(path.glob(f"*/{name}.csv"))
+    found = [(file.parent.name, table) for file in files if file.exists() and (table := _log(file)) is not None]
+    if not found: return pd.DataFrame(columns=["run_id"])
+    whole = pd.concat([table for _, table in found], ignore_index=True)
+    if path.suffix == ".jsonl": return whole
+    return whole.assign(run_id=np.repeat([run for run, _ in found], [len(table) for _, table in found]))
 
 # %% ../../nbs/lab/01_runs.ipynb #2079113b
 def load_history(
     *sources: str | Path, # as for `load_runs`
     name: str = "gradients", # `<run>/<name>.csv`, or `<collection>.<name>.csv`
 ) -> pd.DataFrame: # with `run_id`
-    "What runs logged step by step, as one tidy table; runs that logged nothing are absent."
-    paths = [locate(source) for source in sources]
-    tables = [table for path in paths if path.is_dir() for table in _logged(path, name)]
-    merged = [path.with_suffix(f".{name}.csv") for path in paths]
-    tables += [pd.read_csv(file) for file in merged if file.exists()]
-    return pd.concat(tables, ignore_index=True).drop_duplicates() if tables else pd.DataFrame(columns=["run_id"])
+    """What runs logged step by step, as one tidy table. Runs that logged nothing are absent, and of a run that several
+    sources have the first one counts, as in `load_runs`. What is broken is named by a warning."""
+    tables, seen = [], set()
+    for source in sources:
+        table = _logs(locate(source), name)
+        tables.append(table[~table.run_id.isin(seen)])
+        seen |= set(table.run_id)
+    tables = [table for table in tables if len(table)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run_id"])
 
 # %% ../../nbs/lab/01_runs.ipynb #4d14be9f
 def keep_history(

@@ -70,7 +70,7 @@ class ATS(Reducer):
     score_kind = "positive"
 
     @property
-    def padded(self) -> bool: return not self.reference
+    def padded(self) -> bool: return not self.reference # type: ignore[override] # nobody sets it
     def scores(self, view: View) -> Tensor: # [B, n]
         """A score that has a row for each head counts by the length of that head's values.
         Any other one counts as it is."""
@@ -80,7 +80,8 @@ class ATS(Reducer):
         k, score = absolute(self.stage.total, view.patches) + 1, self.scores(view)
         valid = None if view.size is None else view.cut(view.size) > 0
         return published_ats(score, k, valid) if self.reference else ats(score.float(), max(k, 2), valid)
-    def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor: return plan.valid.to(size.dtype)
+    def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor:
+        return plan.valid.to(size.dtype) # type: ignore[union-attr] # the plan is its own
     def mask(self, size: Tensor, dtype: torch.dtype) -> Tensor:
         there = (size > 0)[:, None, None]
         return published_mask(there, dtype) if self.reference else there

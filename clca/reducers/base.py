@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..attention import QKV, attend, project, take_queries
+from ..attention import QKV, AnyModule, attend, project, take_queries
 from ..backbone import Seam
 from ..registry import Registry
 from ..schedule import Stage
@@ -20,6 +20,8 @@ from ..sequence import Account, TokenSequence
 from ..tokens import Plan, apply, copied_rows
 
 # %% ../../nbs/reducers/00_base.ipynb #5ba21c14
+Call = Callable[..., tuple[Tensor, Plan | None]] # a block: (sequence, mask=None, seam=None) -> tokens [B, M, D], plan
+
 class Reducer(nn.Module, Account):
     "One stage of a method: subclasses implement `forward(view) -> Plan | None`. What sizes mean is in `Account`."
     reduces = True
@@ -45,7 +47,8 @@ class Reducer(nn.Module, Account):
     def values(self, body: Tensor) -> Tensor: # [B, n, D]
         "The candidates as a method before the block wants them: what it sees, and what its plan is applied to."
         return body
-    def run(self, call, seq, cache=False): return run_stage(self, call, seq, cache)
+    def run(self, call: Call, seq: TokenSequence, cache: bool = False) -> tuple[TokenSequence, Plan | None]:
+        return run_stage(self, call, seq, cache)
 
 # %% ../../nbs/reducers/00_base.ipynb #289086e0
 def _check_score_kind(reducer: Reducer) -> None:
@@ -57,8 +60,6 @@ def _check_score_kind(reducer: Reducer) -> None:
                          f"register it with kind={reducer.score_kind!r}, else use reducer='topk'")
 
 # %% ../../nbs/reducers/00_base.ipynb #fd450759
-Call = Callable[..., tuple[Tensor, Plan | None]] # (sequence, mask=None, seam=None) -> tokens [B, M, D], plan
-
 def run_stage(
     reducer: Reducer,
     call: Call, # the block
@@ -80,19 +81,23 @@ class Between(Seam):
     early = True # for comparison: False takes the published order everywhere
 
     def __init__(self, reducer: Reducer, view: View):
-        self.reducer, self.view, self.reduced, self.total = reducer, view, False, None
+        self.reducer, self.view, self.reduced = reducer, view, False
+        self.total: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.qkv: QKV | None = None
         self.late = SCORES.find(reducer.criterion).needs == "update"
 
     def decide(self, qkv: QKV, update: Tensor | None = None) -> None:
-        self.plan = self.reducer(self.view._replace(x=self.x, p=qkv, update=update))
-    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: # [B, M, D]
+        view = self.view._replace(x=self.x, p=qkv, update=update) # type: ignore[arg-type] # None: nobody reads it
+        self.plan = self.reducer(view)
+    def attend(self, attn: AnyModule, qkv: QKV) -> Tensor: # [B, M, D]
         if self.late: self.qkv = qkv
         else: self.decide(qkv)
         early = self.early and self.plan is not None and not self.reducer.reference
         reduced = attend_reduced(self, attn, qkv) if early else None
         return project(attn, attend(attn, qkv)) if reduced is None else reduced
-    def join(self, update: Tensor, drop_path: nn.Module) -> Tensor: # [B, M, D]
-        if self.late: self.decide(self.qkv, update)
+    def join(self, update: Tensor, drop_path: AnyModule) -> Tensor: # [B, M, D]
+        if self.qkv is not None: self.decide(self.qkv, update)
         self.qkv, lo, hi = None, self.view.lo, self.view.hi
         if self.plan is None: return self.x + drop_path(update)
         if not self.reduced: return apply(self.plan, self.x + drop_path(update), lo, hi)
@@ -103,7 +108,7 @@ class Between(Seam):
 # %% ../../nbs/reducers/00_base.ipynb #b001ff34
 def attend_reduced(
     seam: Between, # with a plan
-    attn: nn.Module, # timm attention
+    attn: AnyModule, # timm attention
     qkv: QKV, # of all tokens
 ) -> Tensor | None: # [B, M, D]; None: the plan wants everything first
     "Attention and projection of the tokens that are left."

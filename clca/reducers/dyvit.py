@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import QKV, leave, project
+from ..attention import QKV, AnyModule, leave, project
 from ..backbone import Seam
 from .base import Call, Reducer
 from .topk import topk
@@ -68,7 +68,7 @@ class PolicySeam(Seam):
         eps: float = 0., # published: 1e-6
     ): self.policy, self.eps = policy, eps
 
-    def attend(self, attn: nn.Module, qkv: QKV) -> Tensor: # [B, N, D]
+    def attend(self, attn: AnyModule, qkv: QKV) -> Tensor: # [B, N, D]
         logits = qkv.q @ qkv.k.transpose(2, 3) * qkv.scale
         return project(attn, leave(attn, qkv, policy_softmax(logits, self.policy, self.eps) @ qkv.v))
 
@@ -111,7 +111,7 @@ class DynamicViT(Reducer, Predictor):
     def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
         Predictor.__init__(self, dim)
         self.stage, self.criterion, self.reference = stage, score, reference
-    def forward(self, view: View) -> Select | Weigh:
+    def forward(self, view: View) -> Select | Weigh: # type: ignore[override] # a reducer's, not a predictor's
         alive = None if view.size is None else view.cut(view.size)
         log_share = Predictor.forward(self, view.body, alive, 0. if self.reference else 1.)
         return decide(self, log_share, alive) if self.training else choose(self, log_share[..., 0], view)
@@ -119,9 +119,9 @@ class DynamicViT(Reducer, Predictor):
     def loss(decisions: list[Weigh]) -> Tensor: return 2 * ratio_loss(decisions) # weight as published
 
     @property
-    def keeps_sizes(self) -> bool: return self.training or self.reference
+    def keeps_sizes(self) -> bool: return self.training or self.reference # type: ignore[override] # nor this
     @property
-    def padded(self) -> bool: return not self.reference
+    def padded(self) -> bool: return not self.reference # type: ignore[override] # nobody sets it
     def sizes(self, x: Tensor) -> Tensor | None: return x.new_ones(x.shape[:2]) if self.reference else None
     def mask(self, size: Tensor, dtype: torch.dtype) -> Tensor: return (size > 0)[:, None, None]
     def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor:

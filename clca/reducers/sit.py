@@ -32,7 +32,8 @@ class SiT(Reducer):
         new = max(absolute(stage.total, patches), 0 if reference else 1)
         self.weight = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, new))
         self.scale = nn.Parameter(torch.ones(1, 1, 1))
-        for layer in (self.weight[1], self.weight[3]):
+        for layer in self.weight:
+            if not isinstance(layer, nn.Linear): continue
             if layer.weight.numel(): nn.init.trunc_normal_(layer.weight, std=.02)
             nn.init.zeros_(layer.bias)
     def forward(self, view: View) -> Mix: return sit(self.weight(view.body) * self.scale)

@@ -27,7 +27,7 @@ def tome(
     similarity, partner = (metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)).max(-1)
     images, count_a = similarity.shape
     n = metric.shape[1]
-    count = lambda *bounds: torch.arange(*bounds, device=metric.device).expand(images, -1)
+    def count(*bounds: int) -> Tensor: return torch.arange(*bounds, device=metric.device).expand(images, -1)
     rest = similarity.argsort(1, descending=True)[:, r:].sort(1).values # unmerged tokens of A
     slot_a = (count_a - r + partner).scatter(1, rest, count(count_a - r))
     slot_b = count(count_a - r, n - r)
@@ -48,5 +48,6 @@ class ToMe(Reducer):
         if r <= 0: return None
         size = None if view.size is None else view.cut(view.size)
         return tome(view.cut(view.p.k.mean(1)), r, size)
-    def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor: return plan.sum(size)
+    def merge_sizes(self, plan: Plan, size: Tensor) -> Tensor:
+        return plan.sum(size) # type: ignore[union-attr] # the plan is its own
     def mask(self, size: Tensor, dtype: torch.dtype) -> Tensor: return size.log().to(dtype)[:, None, None]

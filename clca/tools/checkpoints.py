@@ -151,7 +151,8 @@ def _checked_content(path: str | Path, file: Any) -> dict[str, Any]:
     "What a published file holds, its arguments as a dictionary. Raises `ValueError` if it is something else."
     no = f"{path} is not a published checkpoint:"
     if not isinstance(file, dict) or not {"config", "model"} <= set(file):
-        has = sorted(map(str, file)) if isinstance(file, dict) else type(file).__name__
+        names = sorted(map(str, file)) if isinstance(file, dict) else [type(file).__name__]
+        has = ", ".join(names[:4]) + ", …" * (len(names) > 4)
         raise ValueError(f"{no} it needs `config` and `model`, and has {has}")
     config, state = file["config"], file["model"]
     if isinstance(config, argparse.Namespace): config = vars(config)
@@ -216,7 +217,7 @@ def _published_cache(config: dict[str, Any], state: dict[str, Tensor]) -> dict[s
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #f246f2e8
 def load_checkpoint(
-    path: str | Path, # a published .pth, or a folder: of a run, of timm's save_for_hf, of the hub's save_pretrained
+    path: str | Path, # a published .pth, or a folder (or the weights in it): of a run, save_for_hf, save_pretrained
     *, classes: Mapping[str, type] = {}, # what a run folder names and nobody registered, by that name
 ) -> nn.Module: # in evaluation mode; a published model with its published behaviour
     """Build the model of a checkpoint and load its weights.
@@ -225,6 +226,7 @@ def load_checkpoint(
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a published .pth file or a finished run folder")
     if path.is_dir(): return _load_run(path, classes)
+    if path.suffix == ".safetensors" or path.name in WEIGHTS: return _load_beside(path, classes)
     file = read_published(path)
     build = published_model(file["config"], file["model"])
     try: model = create_model(**build, reference=True)
@@ -233,13 +235,23 @@ def load_checkpoint(
     return load_reference_state(model, file["model"]).eval()
 
 # %% ../../nbs/tools/03_checkpoints.ipynb #93abb707
+def _load_beside(weights: Path, classes: Mapping[str, type]) -> nn.Module:
+    "The model of a file of weights, which the config.json beside it describes."
+    if (weights.parent / "config.json").exists(): return _load_weights(weights, classes)
+    raise FileNotFoundError(f"{weights} holds weights, and no config.json beside it says of which model: put that of "
+                            "the run there; weights of a plain ViT are given to create_model, as weights=")
+
 def _load_run(folder: Path, classes: Mapping[str, type]) -> nn.Module:
     "The model of a run folder, or of a folder of the hub."
     for files in (("config.json",), WEIGHTS):
         if not any((folder / name).exists() for name in files):
             raise FileNotFoundError(f"{folder} has no {files[0]}: is it a run folder, and is the run finished?")
+    return _load_weights(next(folder / name for name in WEIGHTS if (folder / name).exists()), classes)
+
+def _load_weights(weights: Path, classes: Mapping[str, type]) -> nn.Module:
+    "The model that the config.json beside some weights says."
+    folder = weights.parent
     model = _build_run(folder / "config.json", classes)
-    weights = next(folder / name for name in WEIGHTS if (folder / name).exists())
     try: model.load_state_dict(load_state_dict(str(weights), weights_only=True))
     except (RuntimeError, SafetensorError) as e:
         raise ValueError(f"{weights} does not hold the weights of the model in config.json: {said(e)}") from e

@@ -171,9 +171,16 @@ about = json.load(open({json}))
 top, left = round((H - h) / 2), round((W - w) / 2)
 
 def load(path):
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I"): # 16 bits become 8
-        image = Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+    image = Image.open(path)
+    tags, clear = getattr(image, "tag_v2", {{}}), image.info.get("transparency")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"): # 16 bits become 8, and 12 in a TIFF that says so
+        values, white = np.asarray(image).astype(np.int64), 4095 if tags.get(258) == (12,) else 65535
+        if tags.get(262) == 0 and image.mode != "I": values = white - values # 0 is white
+        if values.min() < 0 or values.max() > white or white > 4095 and 0 < values.max() < 256:
+            sys.exit(f"{{path}} has pixels from {{values.min()}} to {{values.max()}}, which are not 16 bits")
+        shades = (values * 255 + white // 2) // white
+        image = Image.fromarray(np.where(values == clear, 255, shades).astype(np.uint8))
     if image.mode == "F": sys.exit(f"{{path}} has floats for pixels, whose range is unknown")
     if image.has_transparency_data: # is laid on white
         image = image.convert("RGBA")
@@ -190,7 +197,7 @@ for path, row in zip(sys.argv[1:], logits):
     print(path, about["classes"][share.argmax()], f"{{share.max():.3f}}")
 ```
 
-`{name}.json` has the labels, how images are prepared, and the versions that made the file.
+`{name}` has the labels, how images are prepared, and the versions that made the file.
 """
 
 # %% ../../nbs/tools/04_exporting.ipynb #6b7beadc
@@ -198,6 +205,7 @@ def note(
     path: Path, # of the exported file
     about: dict, # from `describe`
     data: Sequence[str] = (), # files that hold the weights beside it
+    record: str = "", # the .json beside it; empty: called like the file
 ) -> str: # Markdown
     "How to run an exported file, with lines that work as they stand."
     package, start, call = _START[path.suffix]
@@ -207,10 +215,11 @@ def note(
         files = " and ".join(f"`{name}`" for name in data)
         text += (f" Its weights are in {files}, without which it does not run: "
                  "keep both under their names in one folder.")
-    quoted = {"file": json.dumps(path.name), "json": json.dumps(f"{path.stem}.json")} # as Python writes them, too
+    record = record or f"{path.stem}.json"
+    quoted = {"file": json.dumps(path.name), "json": json.dumps(record)} # as Python writes them, too
     lines = dict(package=package, start=start.format(**quoted), call=call.format(), json=quoted["json"])
     return _NOTE.format(
-        file=path.name, name=path.stem, about=text, h=height, w=width, c=len(about["classes"]), **lines)
+        file=path.name, name=record, about=text, h=height, w=width, c=len(about["classes"]), **lines)
 
 def _sentence(model: dict[str, Any]) -> str:
     "The model in words."
@@ -267,7 +276,8 @@ def export(
     preparation: Mapping[str, Any] = {}, # mean, std, crop_pct, interpolation that are not as the model says
 ) -> Path: # of the file
     """Write the model as ONNX or as an exported PyTorch program with any batch size.
-    Beside it come a .json (labels, preparation of images, versions) and a .md (how to run it).
+    Beside it come a .json (labels, preparation of images, versions) and a .md (how to run it), called like the file:
+    m.json for m.onnx, and m.onnx.json where m.json is that of m.pt2.
     Weights above 1.5 GiB go into a .onnx.data beside the .onnx.
     Raises `ValueError` for another suffix, preparation, number of labels or of channels and for published ATS,
     `ImportError` without the extra packages, `OSError` if the disk is full,
@@ -275,6 +285,7 @@ def export(
     path = _target(path)
     model, config = _model_and_config(model)
     about = _facts(model, config, classes, preparation)
+    about["file"] = path.name
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
     try: _write_all(model, about, folder, path)
@@ -291,6 +302,16 @@ def _target(path: str | Path) -> Path:
     if path.suffix == ".onnx": _need("onnx", "onnxscript", "onnxruntime")
     return path
 
+# %% ../../nbs/tools/04_exporting.ipynb #c0ffee02
+def _record_name(path: Path) -> str:
+    "The name of the .json of an exported file: not the one that the same model in the other format has."
+    record = path.with_suffix(".json")
+    others = [path.with_suffix(ending).name for ending in WRITERS if ending != path.suffix]
+    if not record.exists() or not any(path.with_name(name).exists() for name in others): return record.name
+    try: owner = json.loads(record.read_bytes())["file"]
+    except (ValueError, TypeError, KeyError): owner = others[0] # older ones do not say it
+    return record.name if owner == path.name else f"{path.name}.json"
+
 # %% ../../nbs/tools/04_exporting.ipynb #bead919b
 def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path) -> None:
     "Write everything into a folder, and move it to its place if the file answers as the model does."
@@ -303,8 +324,11 @@ def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path
     if not about["difference"] < 1e-3:
         raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
     data = [p.name for p in folder.iterdir() if p != part]
-    part.with_suffix(".json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    part.with_suffix(".md").write_text(note(path, about, data), encoding="utf-8")
+    record = folder / _record_name(path)
+    record.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    record.with_suffix(".md").write_text(note(path, about, data, record.name), encoding="utf-8")
     for p in sorted(folder.iterdir(), reverse=True): # data before the file that names it
         p.replace(path.with_name(p.name))
-    if not data: path.with_name(f"{path.name}.data").unlink(missing_ok=True) # of an earlier, larger model
+    old = [] if data else [f"{path.name}.data"] # of an earlier, larger model
+    if record.name == f"{path.stem}.json": old += [f"{path.name}.json", f"{path.name}.md"]
+    for name in old: path.with_name(name).unlink(missing_ok=True)

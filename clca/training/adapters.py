@@ -128,11 +128,12 @@ def adapted(
     adapter, inside = adapter_of(recipe), unwrapped(model)
     if not model.training: model.train()
     may, modes = {p: p.requires_grad for p in inside.parameters()}, {m: m.training for m in inside.modules()}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        adapter.attach(inside)
-    try: yield sum(p.numel() for p in inside.parameters() if p.requires_grad)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(recipe.seed)
+            adapter.attach(inside)
+        try: yield sum(p.numel() for p in inside.parameters() if p.requires_grad)
+        finally: adapter.merge(inside)
     finally:
-        adapter.merge(inside)
         for p, learns in may.items(): p.requires_grad_(learns)
         for m, mode in modes.items(): m.training = mode

@@ -35,11 +35,6 @@ def _why_not_open(path: str) -> str:
     return "" if os.path.isfile(path) or not os.path.exists(path) else "neither a file nor a folder"
 
 # %% ../../nbs/training/01b_checking.ipynb #353bc10b
-def _note(image: Image.Image, deep: bool) -> str:
-    "What is odd about an image whose file has more than 8 bits a sample."
-    brightest = max(high for _, high in image.getextrema())
-    return f"16 bits, but no pixel brighter than {brightest} of 255" if deep and brightest <= 16 else ""
-
 def examine(
     path: str, # of a file
 ) -> Verdict:
@@ -47,7 +42,7 @@ def examine(
     if why := _why_not_open(path): return Verdict("", why, "")
     try:
         data = Path(path).read_bytes()
-        note = _note(*decode(data))
+        _, note = decode(data)
     except (OSError, ValueError) as e: return Verdict("", getattr(e, "strerror", None) or str(e), "")
     return Verdict(hashlib.sha256(data).hexdigest()[:16], "", note)
 
@@ -73,7 +68,7 @@ def _load_json(path: Path) -> dict:
     except (OSError, ValueError, TypeError): return {}
 
 # %% ../../nbs/training/01b_checking.ipynb #aa87e68b
-_READER = 1 # counted up when this package begins to refuse or to note what it did not before
+_READER = 2 # counted up when this package begins to refuse or to note what it did not before
 
 def _reader() -> list:
     "All on which it depends whether an image can be read."

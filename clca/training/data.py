@@ -193,10 +193,11 @@ def load_data(
     preparation: Preparation | None = None, # of the images, at this size; None: the default
     skip_bad: bool = False, # go on without files that cannot be read
     partial: bool = False, # go on with other numbers of images than are published
+    hold_mb: int = 512, # most memory for decoded images, in MB of 2**20 bytes; 0: none is held
 ) -> Data:
     "The sets of images for a run. Raises ValueError with one sentence for whatever is wrong with the data."
     sizes = dict(image_size=np.min(image_size), images_per_class=images_per_class)
-    _check_request(dataset, sizes, dict(seed=seed, data_seed=data_seed))
+    _check_request(dataset, sizes, dict(seed=seed, data_seed=data_seed, hold_mb=hold_mb))
     preparation = _at_size(preparation, image_size)
     made = dict(size=max(preparation.image_size), n=images_per_class, data_seed=data_seed)
     read = _read(dataset, data_root, partial, **made)
@@ -205,6 +206,6 @@ def load_data(
     classes = sorted_classes(table.label)
     sets = _image_sets(table, classes, augment, dict(preparation=preparation, flip=read.flip, seed=seed,
                                                      augmentation=augmentation))
-    hold(sets.values())
+    hold([sets[split] for split in SPLITS], hold_mb * 2**20)
     return Data(read.name, **sets, classes=classes, hash=content_hash(table),
                 skipped=bad.name.tolist(), left_out=pd.concat([left, bad], ignore_index=True))

@@ -6,8 +6,8 @@
 __all__ = ['LITTER', 'HIDDEN', 'TABLE', 'Found', 'find_files', 'located', 'located_folder', 'read_folder']
 
 # %% ../../nbs/training/02a_folders.ipynb #dbec9615
-import os
-from collections.abc import Callable
+import os, warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -84,7 +84,9 @@ def located(
     if not is_kind(path): raise ValueError(f"data_root {data_root!r} is not {kind}")
     return path
 
-def located_folder(data_root: str) -> Path: return located(data_root, "a folder of class folders", Path.is_dir)
+def located_folder(data_root: str) -> Path:
+    "The folder that `data_root` names. Raises `ValueError` if it is none."
+    return located(data_root, "a folder of class folders", Path.is_dir)
 
 # %% ../../nbs/training/02a_folders.ipynb #822607e2
 _LIKE_SPLITS = "train", "training", "val", "valid", "validation", "dev", "test", "testing"
@@ -107,19 +109,29 @@ def _has_splits(found: Found) -> bool:
 # %% ../../nbs/training/02a_folders.ipynb #8bca8ffb
 def _why_out_of_place(file: Path, depth: int, level: int) -> str:
     "Why a file this deep does not belong to a class whose folder is `level` deep, or nothing."
-    if depth == level + 1 or os.path.isdir(file): return "" # or a folder that cannot be read, perhaps a whole class
-    if depth > level + 1: return "in a folder within a class folder"
+    if depth > level or os.path.isdir(file): return "" # or a folder that cannot be read, perhaps a whole class
     gone = os.path.islink(file) and not os.path.exists(file)
     return "a link to what is not there" if gone else "beside the class folders"
 
 def _check_class(folder: Path, found: Found) -> None:
-    "Raise ValueError for a class folder without a file of its own."
-    if any(p.parent == folder or p == folder for p in found.files): return
-    if any(p.parent == folder for p in found.folders):
-        raise ValueError(f"class folder {printable(folder)} holds only folders: its images must lie directly in it "
-                         "(if those folders are the classes, data_root is one level too high)")
+    "Raise ValueError for a class folder without a file in it."
+    if any(folder in (p, *p.parents) for p in found.files): return
     raise ValueError(f"class folder {printable(folder)} holds no image: "
                      "fill or remove it (class folders lie in data_root)")
+
+# %% ../../nbs/training/02a_folders.ipynb #02a0deep
+def _check_one(folder: Path, found: Found) -> None:
+    "Raise ValueError for a single class folder with folders in it, which may be the classes."
+    inside = [p.name for p in found.folders if p.parent == folder]
+    if not inside: return
+    raise ValueError(f"only 1 class found, at least 2 are needed: if the folders in {printable(folder)} are the "
+                     f"classes ({', '.join(map(printable, inside[:3]))}, …), data_root is one level too high")
+
+def _warn_deep(names: Sequence[str]) -> None:
+    "Tell of files that lie deeper than in their class folder."
+    if not names: return
+    warnings.warn(f"{len(names)} files lie in folders within class folders, the first is {names[0]}, and are taken "
+                  "for images of the class around them: move away what is something else", stacklevel=3)
 
 # %% ../../nbs/training/02a_folders.ipynb #c6f2109b
 def read_folder(
@@ -132,7 +144,9 @@ def read_folder(
     def parts(path): return found.name(path).split("/")
     classes = [p for p in found.folders if len(parts(p)) == level]
     if not classes: raise ValueError(f"data_root {data_root!r} holds no class folders")
+    if len(classes) == 1 and level == 1: _check_one(classes[0], found)
     for folder in classes: _check_class(folder, found)
+    _warn_deep([found.name(p) for p in found.files if len(parts(p)) > level + 1])
     rows = [(found.name(p), str(p), parts(p)[min(level, len(parts(p))) - 1], parts(p)[0] if level == 2 else "",
              _why_out_of_place(p, len(parts(p)), level)) for p in found.files]
     rows += [(name, "", "", "", why) for name, why in found.left_out.items()]

@@ -102,7 +102,8 @@ class Images(Dataset):
     def set_epoch(self, epoch: int): self.epoch.number[0] = epoch
 
     def pixels(self, i: int) -> Tensor: # [3, *preparation.resize] uint8
-        return resized(read_image(self.paths[i]), self.preparation) if self.memory is None else self.memory[i]
+        if self.memory is not None and i % len(self) < len(self.memory): return self.memory[i % len(self)]
+        return resized(read_image(self.paths[i]), self.preparation)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = self.pixels(i)
@@ -114,22 +115,26 @@ class Images(Dataset):
         return (image.float().div_(255) - self.mean)/self.std, self.labels[i]
 
 # %% ../../nbs/training/02_images.ipynb #22ad42ec
-def _read_into_memory(images: Images, pool: ThreadPoolExecutor, bar: tqdm) -> None:
-    "Decode all images of a set and hold them as bytes."
-    memory = torch.empty(len(images), 3, *images.preparation.resize, dtype=torch.uint8)
+def _read_into_memory(images: Images, count: int, pool: ThreadPoolExecutor, bar: tqdm) -> None:
+    "Decode the first images of a set and hold them as bytes."
+    memory = torch.empty(count, 3, *images.preparation.resize, dtype=torch.uint8)
     def load(i):
         memory[i] = images.pixels(i)
         bar.update()
-    list(pool.map(load, range(len(images))))
+    list(pool.map(load, range(count)))
     images.memory = memory
 
 # %% ../../nbs/training/02_images.ipynb #6f461d49
 def hold(
-    datasets: Sequence[Images],
+    datasets: Sequence[Images], # those that are read most often first
     limit: int = 512 * 2**20, # bytes
 ) -> None:
-    "Decode all images once and hold them, if together they take less than `limit` bytes."
-    if sum(len(images)*3*math.prod(images.preparation.resize) for images in datasets) >= limit: return
-    bar = progress_bar(desc="read images", total=sum(map(len, datasets)), delay=1)
+    "Decode as many images as take `limit` bytes, and hold them."
+    counts, left = [], limit
+    for images in datasets:
+        size = 3*math.prod(images.preparation.resize)
+        counts.append(min(len(images), left // size))
+        left -= counts[-1]*size
+    bar = progress_bar(desc="read images", total=sum(counts), delay=1)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        for images in datasets: _read_into_memory(images, pool, bar)
+        for images, count in zip(datasets, counts): _read_into_memory(images, count, pool, bar)

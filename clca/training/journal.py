@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .files import write_atomic
 from .progress import progress_bar
+from .loading import waits_for_images
 from .recipe import Recipe, seed_epoch
 from .records import claim_folder, peak_process_memory
 from .task import Classifier, total_of, validate
@@ -115,8 +116,9 @@ def _epoch_line(rows: list[dict], epochs: int) -> str:
 
 # %% ../../nbs/training/07d_journal.ipynb #bbb1501b
 class Progress(L.Callback):
-    "A bar over all steps, and a line for each epoch."
-    def __init__(self, journal: Journal): self.journal, self.bar = journal, None
+    "A bar over all steps, a line for each epoch, and after the first one whether training waits for images."
+    def __init__(self, journal: Journal, loader: float = math.inf): # images a second that the loader alone gives
+        self.journal, self.loader, self.bar = journal, loader, None
 
     def on_train_start(self, trainer, task):
         done, epochs = trainer.current_epoch, trainer.max_epochs
@@ -131,6 +133,9 @@ class Progress(L.Callback):
     def on_train_epoch_end(self, trainer, task):
         if not trainer.is_global_zero: return
         tqdm.write(_epoch_line(self.journal.rows, trainer.max_epochs))
+        waits = waits_for_images(self.journal.rows[-1]["images_per_second"], self.loader, task.recipe.workers)
+        if waits: tqdm.write(waits)
+        self.loader = math.inf # said once
         sys.stdout.flush()
 
     def on_train_end(self, *_):

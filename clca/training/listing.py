@@ -18,7 +18,9 @@ from .typefaces import SPLITS
 # %% ../../nbs/training/02b_listing.ipynb #089a64a1
 _COLUMNS, _SAVE = ["path", "label", "split"], "save it comma-separated, in UTF-8"
 
-def located_csv(data_root: str) -> Path: return located(data_root, "a CSV file", Path.is_file)
+def located_csv(data_root: str) -> Path:
+    "The file that `data_root` names. Raises `ValueError` if it is none."
+    return located(data_root, "a CSV file", Path.is_file)
 
 def csv_rows(
     path: Path,

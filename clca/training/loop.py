@@ -6,10 +6,10 @@
 __all__ = ['quiet', 'fit', 'process_as_it_was', 'check_parts', 'train']
 
 # %% ../../nbs/training/08_loop.ipynb #1203aced
-import logging, math, shutil, signal, threading, warnings
+import logging, math, os, shutil, signal, threading, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import lightning as L, torch
@@ -23,12 +23,15 @@ from ..tools.preparation import changeable_values, set_preparation
 from .adapters import adapted
 from .evaluation import resolve_precision
 from .journal import Journal, Progress, Report
+from .loading import loader_speed
 from .loggers import reporting
 from .paths import destination
 from .recipe import Recipe, check_splits, own_state, param_groups, state_here, unwrapped
-from .records import AtomicIO, check_buildable, check_folder, locked, read_record, run_parameters
-from .records import source_hashes
+from .code import code_hash, code_so_far
+from .records import AtomicIO, check_buildable, check_folder, claim_folder, locked, read_record
+from .records import run_parameters, source_hashes
 from .results import finish, preparation_of_set
+from .search import best_rate, search_rate, search_record, told, trial_folder
 from .task import Classifier, check_fits
 
 # %% ../../nbs/training/08_loop.ipynb #857e3e11
@@ -87,13 +90,14 @@ def fit(
     recipe: Recipe,
     parameters: dict, # of the run, to which the folder belongs from the first step on
     report: Callable[[dict[str, float], int], None], # takes the numbers of an epoch, and its number
+    loader: float = math.inf, # images a second that the loader alone gives
 ) -> L.Trainer: # after training
     """Train from the last checkpoint in the folder, or from the start; what the model has in `eval()` stays there.
     Where weights are averaged, the model has the average at the end."""
     precision, last = resolve_precision(recipe.precision, recipe.devices), out/"last.ckpt"
     journal = Journal(data, out, precision, parameters)
     with quiet(), _recomputing(model, recipe):
-        trainer = _trainer(recipe, precision, [journal, Progress(journal), Report(journal, report)], out)
+        trainer = _trainer(recipe, precision, [journal, Progress(journal, loader), Report(journal, report)], out)
         task = Classifier(model, data, recipe, precision)
         trainer.fit(task, ckpt_path=last if last.exists() else None)
     if task.ema: model.load_state_dict(state_here(model, own_state(task.judged)))
@@ -167,14 +171,51 @@ def _finished(model: nn.Module, out: Path, parameters: dict) -> dict | None:
     print(f"{out.name} is finished: nothing is trained again.")
     return metrics
 
+# %% ../../nbs/training/08_loop.ipynb #08a0load
+def _loader(data, recipe: Recipe, first: bool) -> float:
+    "Images a second of the loader alone, said aloud; only the first process measures."
+    if not first: return math.inf
+    speed = loader_speed(data.train, recipe)
+    print(f"The loader alone gives {speed:.0f} images a second.", flush=True)
+    return speed
+
+# %% ../../nbs/training/08_loop.ipynb #08a0sea1
+def _searched(
+    model: nn.Module, data, out: Path, recipe: Recipe, parameters: dict, loader: float, first: bool,
+) -> tuple[float, dict]: # rate; what the search says for the metrics
+    "The best rate of `lr_search`, whose trial is the run from here on."
+    start = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    def train_at(rate, place):
+        model.load_state_dict(start)
+        one = replace(recipe, lr=rate, lr_search=())
+        about = parameters | dict(lr=rate, lr_search=[])
+        with _all_or_nothing(model, place, first), adapted(model, one):
+            fit(model, data, place, one, about, lambda *_: None, loader).strategy.barrier()
+    tried = search_rate(out, recipe.lr_search, train_at, first)
+    model.load_state_dict(start)
+    lr = best_rate(tried)
+    if first:
+        print(told(tried), flush=True)
+        _take_over(trial_folder(out, lr), out, parameters | dict(lr=lr))
+    if torch.distributed.is_initialized(): torch.distributed.barrier() # all processes find the checkpoint
+    return lr, search_record(tried)
+
+def _take_over(place: Path, out: Path, parameters: dict) -> None:
+    "The best trial becomes the run, unless that was done."
+    claim_folder(out, parameters)
+    if (place/"last.ckpt").exists() and not (out/"last.ckpt").exists(): os.replace(place/"last.ckpt", out/"last.ckpt")
+
 # %% ../../nbs/training/08_loop.ipynb #f99b980f
-def _trained(model: nn.Module, data, out: Path, recipe: Recipe, parameters: dict, first: bool) -> dict:
-    "Train and test; the metrics."
+def _trained(
+    model: nn.Module, data, out: Path, recipe: Recipe, parameters: dict, more: dict, loader: float, first: bool,
+) -> dict:
+    "Train and test; the metrics, with what `more` is known."
     with reporting(recipe.logger if first else "none", out, parameters) as report:
         with adapted(model, recipe) as count:
             if first and not all(p.requires_grad for p in model.parameters()): print(_trained_of(count, model))
-            trainer = fit(model, data, out, recipe, parameters, report)
-        if trainer.is_global_zero: finish(model, data, out, recipe, parameters | dict(trainable_params=count))
+            trainer = fit(model, data, out, recipe, parameters, report, loader)
+        more = more | dict(trainable_params=count, loader_images_per_second=loader)
+        if trainer.is_global_zero: finish(model, data, out, recipe, parameters | more)
         trainer.strategy.barrier()
         metrics = read_record(out/"metrics.json")
         report({name: metrics[name] for name in ("test_top1", "test_top5", "macro_f1")}, recipe.epochs)
@@ -189,6 +230,7 @@ def train(
     parameters: dict | None = None, # what else made this run, to be recorded and compared
 ) -> dict: # metrics, flat
     """Train, test and write the run folder; continues a killed run, returns the metrics of a finished one.
+    With `lr_search` every rate is tried first, and the best trial is the run.
     Raises ValueError if the folder is of other parameters or in use, a split is too small or a parameter or the
     recipe contradicts the model, FloatingPointError if a loss or an answer is no number. What fails before the first
     epoch is done leaves model and folder as they were."""
@@ -198,6 +240,7 @@ def train(
     parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
     if own := getattr(data.test, "preparation", None): parameters |= {"preparation_used": changeable_values(own)}
     parameters = source_hashes(parameters) | parameters
+    parameters |= {"code": code_so_far(out, parameters.get("code") or code_hash())}
     set_preparation(model, preparation_of_set(data.test))
     if metrics := _finished(model, out, parameters): return metrics
     first = rank_zero_only.rank == 0 # of the processes of several devices
@@ -205,4 +248,8 @@ def train(
         if first and (metrics := _finished(model, out, parameters)): return metrics # by now
         check_splits(data, recipe)
         if not (out/"last.ckpt").exists(): _check_numbers(model)
-        return _trained(model, data, out, recipe, parameters, first)
+        loader, more = _loader(data, recipe, first), {}
+        if recipe.lr_search:
+            lr, more = _searched(model, data, out, recipe, parameters, loader, first)
+            recipe, parameters = replace(recipe, lr=lr), parameters | dict(lr=lr)
+        return _trained(model, data, out, recipe, parameters, more, loader, first)

@@ -43,8 +43,12 @@ def protocol_values(
 def with_protocol(
     settings: Mapping[str, Any], # of a run; `protocol` is one of them
 ) -> dict[str, Any]: # the settings, in which nothing is left open
-    "Fill in what the protocol says. ValueError for an unknown one, or if drop path is given twice."
+    """Fill in what the protocol says.
+    ValueError for an unknown one, or if drop path or the learning rate is given twice."""
     protocol = protocol_values(settings.get("protocol", "typefaces"))
+    if settings.get("lr") is not None and len(settings.get("lr_search") or ()):
+        raise ValueError(f"lr = {settings['lr']!r} and lr_search = {settings['lr_search']!r} are both given: "
+                         "leave out lr, which is to be searched, or lr_search")
     given = {name: value for name, value in settings.items() if value is not None or name not in protocol}
     whole = protocol | given
     whole["preparation"] = protocol["preparation"] | whole["preparation"]

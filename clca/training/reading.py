@@ -6,7 +6,7 @@
 __all__ = ['to_rgb', 'use_plugins', 'use_limit', 'decode', 'read_image']
 
 # %% ../../nbs/training/01a_reading.ipynb #bdc35f7c
-import io, os, struct, warnings
+import io, os, re, struct, sys, warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,9 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from .paths import printable
 
 # %% ../../nbs/training/01a_reading.ipynb #8cf06647
+_FAINT = ("its brightest value is {} of 65535, as if 8 bits were stored in more, and nothing would be left of it: "
+          "save it with 8 bits, or stretch the values")
+
 def _to_8_bits(
     image: Image.Image, # of integers of 16 or 32 bits
 ) -> Image.Image: # greyscale
@@ -28,8 +31,7 @@ def _to_8_bits(
     if values.max() > top: raise ValueError("pixels have more than 16 bits: save it with 8 or 16 bits")
     if image.mode != "I" and tags.get(ExifTags.Base.PhotometricInterpretation) == 0: values = top - values # 0 is white
     if top == 65535 and 0 < values.max() < 256:
-        raise ValueError(f"its brightest value is {values.max()} of {top}, as if 8 bits were stored in more, and all "
-                         "would become black: save it with 8 bits, or stretch the values")
+        raise ValueError(_FAINT.format(values.max()))
     return Image.fromarray(((values*255 + top//2)//top).astype(np.uint8))
 
 # %% ../../nbs/training/01a_reading.ipynb #f09b7585
@@ -186,20 +188,66 @@ def _without_texts(png: bytes) -> bytes:
         at += 12 + length
     return b"".join(kept)
 
+# %% ../../nbs/training/01a_reading.ipynb #ca831671
+def _is_deep(image: Image.Image) -> bool:
+    "Whether a file, opened and not loaded, has more than 8 bits a sample."
+    if image.mode.startswith("I") or ";16" in str(image.tile): return True
+    return any(codec == "SGI16" or codec.startswith("ppm") and args[-1] > 255 for codec, _, _, args in image.tile)
+
+# %% ../../nbs/training/01a_reading.ipynb #7868f777
+_OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"} # order of the two bytes of a sample
+
+def _lower_half(image: Image.Image) -> Image.Image:
+    "An image with samples of 16 bits, opened and not loaded, by the lower byte of each."
+    def turned(args):
+        kind, *more = args if isinstance(args, tuple) else (args,)
+        kind = re.sub("(?<=;16)[BLN]$", lambda found: _OTHER[found[0]], kind)
+        return ("RGBA" if kind == "LA;16L" else kind, *more) # grey and alpha: four bytes a pixel
+    grey = "LA;16" in str(image.tile)
+    image.tile = [tile._replace(args=turned(tile.args)) for tile in image.tile]
+    image.load()
+    return image.getchannel(1) if grey else image
+
+# %% ../../nbs/training/01a_reading.ipynb #9e5acb89
+def _brightest(image: Image.Image) -> tuple[int, int]: # of the colours, and of alpha (255 without)
+    "The largest values of an image with 8 bits a sample."
+    top = {band: image.getchannel(band).getextrema()[1] for band in image.getbands()}
+    alpha = top.pop("A", 255)
+    return max(top.values()), alpha
+
+def _check_seen(image: Image.Image, data: bytes) -> None: # loaded; its file
+    "Raise ValueError for colours of 16 bits that fit into 8."
+    if _brightest(image)[0] or image.format not in ("PNG", "TIFF"): return # others have decoders of their own
+    if value := _brightest(_lower_half(_opened(data)))[0]: raise ValueError(_FAINT.format(value))
+
+# %% ../../nbs/training/01a_reading.ipynb #f62a41b8
+def _note(image: Image.Image) -> str:
+    "What is odd about the upper 8 bits of samples that have more, or nothing."
+    colour, alpha = _brightest(image)
+    if min(colour, alpha) > 16: return ""
+    return f"16 bits, but no pixel {f'brighter than {colour}' if colour <= 16 else f'more opaque than {alpha}'} of 255"
+
 # %% ../../nbs/training/01a_reading.ipynb #986e47f6
-def _decoded(data: bytes) -> tuple[Image.Image, bool]: # 8-bit RGB; whether the file has more than 8 bits a sample
-    "All of an image. Raises whatever Pillow raises."
+def _opened(data: bytes) -> Image.Image: # not loaded
+    "An image by its header. Raises whatever Pillow raises."
     if data[:4] in (b"\x89HDF", b"GRIB", b"BUFR"): raise ValueError(_what_it_is(data)) # Pillow knows their names only
     is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and data[8:10] == b"CR": raise ValueError(f"{_RAW[0]}, of which Pillow reads a preview: {_RAW[1]}")
-    with _open_tiff(data) if is_tiff else Image.open(io.BytesIO(data)) as image:
-        deep = image.mode.startswith("I") or ";16" in str(image.tile)
-        return to_rgb(image), deep
+    return _open_tiff(data) if is_tiff else Image.open(io.BytesIO(data))
+
+def _decoded(data: bytes) -> tuple[Image.Image, str]: # 8-bit RGB; what is odd about it
+    "All of an image. Raises whatever Pillow raises."
+    with _opened(data) as image:
+        if not _is_deep(image): return to_rgb(image), ""
+        image.load()
+        if image.mode[0] not in "IF": _check_seen(image, data)
+        note = _note(_to_8_bits(image) if image.mode[0] == "I" else image)
+        return to_rgb(image), note
 
 # %% ../../nbs/training/01a_reading.ipynb #b5ddba9d
 def decode(
     data: bytes, # all of an image file
-) -> tuple[Image.Image, bool]: # 8-bit RGB; whether the file has more than 8 bits a sample
+) -> tuple[Image.Image, str]: # 8-bit RGB; what is odd about it, or nothing
     "Decode an image completely. Raises ValueError with the reason and the remedy if it cannot be used."
     try:
         try: return _decoded(data)

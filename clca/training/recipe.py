@@ -8,7 +8,7 @@ __all__ = ['unwrapped', 'own_names', 'own_state', 'state_here', 'param_groups', 
 
 # %% ../../nbs/training/04_recipe.ipynb #8290f56c
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import lightning as L, numpy as np, torch
@@ -116,6 +116,7 @@ class Recipe:
     log_gradients: bool = False # the largest gradient of every step, in gradients.csv
     logger: str = "auto" # where epochs go beside history.csv: tensorboard, wandb, mlflow, none; auto: see `loggers`
     teacher: str = "" # finished run without reduction, for DynamicViT to learn from; empty: none
+    lr_search: Sequence[float] = () # rates of which validation chooses one, in place of `lr`; see `search`
 
     @property
     def parts(self) -> int: return self.devices * self.accumulate # into which the images of a step are divided
@@ -128,6 +129,9 @@ class Recipe:
                              f"time, so it must be a multiple of {2 * self.parts}.")
 
 # %% ../../nbs/training/04_recipe.ipynb #9038d717
+def _are_rates(values: Sequence[float]) -> bool:
+    return len(values) > 1 and len(set(values)) == len(values) and all(0 < rate < math.inf for rate in values)
+
 _PRECISIONS = "auto", "32-true", "bf16-mixed", "16-mixed"
 _LOGGERS = "auto", "none", "tensorboard", "wandb", "mlflow"
 _RULES = dict( # of each value: whether it can work, and what it must be
@@ -138,11 +142,14 @@ _RULES = dict( # of each value: whether it can work, and what it must be
     batch_size=(lambda r: r.batch_size >= 2 * r.parts and not r.batch_size % r.parts,
                 "a multiple of devices x accumulate, with at least 2 images for each part"),
     lr=(lambda r: 0 < r.lr < math.inf, "above 0 and finite"),
+    lr_search=(lambda r: not len(r.lr_search) or _are_rates(r.lr_search),
+               "two or more different rates, above 0 and finite"),
     weight_decay=(lambda r: 0 <= r.weight_decay < math.inf, "0 or more and finite"),
     warmup_epochs=(lambda r: 0 <= r.warmup_epochs <= r.epochs, "from 0 to the number of epochs"),
     label_smoothing=(lambda r: 0 <= r.label_smoothing < 1, "from 0 to below 1"),
     clip_grad=(lambda r: r.clip_grad >= 0, "0 (off) or more"),
-    min_lr=(lambda r: 0 <= r.min_lr <= r.lr, "from 0 to lr"),
+    min_lr=(lambda r: 0 <= r.min_lr <= min(r.lr_search or [r.lr]),
+            "from 0 to lr, or to the lowest rate of lr_search"),
     cooldown_epochs=(lambda r: 0 <= r.cooldown_epochs <= r.epochs - r.warmup_epochs,
                      "from 0 to the epochs after the warm-up"),
     layer_decay=(lambda r: 0 < r.layer_decay <= 1, "above 0, up to 1 (all layers learn alike)"),

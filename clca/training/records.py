@@ -73,8 +73,8 @@ def read_record(
 # %% ../../nbs/training/06_records.ipynb #22d66867
 NOTES = { # what says whose a folder is, what it then holds, and which files that may be
     "parameters.json": ("a run of train.ipynb", {"metrics.json", "last.ckpt", "history.csv", "gradients.csv",
-        "model.safetensors", "config.json", "predictions.csv", "left_out.csv", "data.png", "model.png", "learning.png",
-        "confusion.png", "tokens.png"}),
+        "model.safetensors", "config.json", "predictions.csv", "classes.csv", "left_out.csv", "data.png", "model.png",
+        "learning.png", "confusion.png", "mistakes.png", "reliability.png", "tokens.png"}),
     "prediction.json": ("answers of predict.ipynb", {"predictions.csv", "left_out.csv", "tokens.png"}),
     "benchmark.json": ("measurements of benchmark.ipynb", {"benchmark.csv"})}
 
@@ -91,19 +91,21 @@ def _check_kind(out: Path, note: str) -> None:
 
 # %% ../../nbs/training/06_records.ipynb #0a04c808
 _FREE = {"out", "workers", "data_root", "preparation", "protocol"} # asked for; done was what the other names say
-_FREE |= {"checkpointing", "logger", "command"} # time for memory, to the same bits; who is told; how it was asked for
+_FREE |= {"checkpointing", "logger", "hold_mb"} # time for memory, to the same bits; who is told
+_FREE |= {"code", "command"} # what made it (a sweep looks whether it would be made with that), and how it was asked for
 _LATER = ("min_lr", "cooldown_epochs", "layer_decay", "drop_path", "augmentation", "mixup", "cutmix", "erasing", "ema",
           "accumulate", "adapter", "adapter_rank")
 _ADDED = { # what runs did that are from before these names
-    "preparation_used": changeable_values(Preparation(1)), "weights": None, "partial": False,
+    "preparation_used": changeable_values(Preparation(1)), "weights": None, "partial": False, "lr_search": [],
     **{name: getattr(Recipe, name) for name in _LATER}}
 
 _SOURCES = "weights", "teacher" # paths of files; their bytes decide, under the name with _hash
 
 def _free(*records: dict) -> set[str]:
-    "What may differ: of a source its path if all records have its hash, else the hash."
+    "What may differ: of a source its path if all records have its hash, else the hash; a rate that is searched for."
     hashed = {name for name in _SOURCES if all(f"{name}_hash" in record for record in records)}
-    return _FREE | {name if name in hashed else f"{name}_hash" for name in _SOURCES}
+    searched = {"lr"} if all(record.get("lr_search") for record in records) else set()
+    return _FREE | searched | {name if name in hashed else f"{name}_hash" for name in _SOURCES}
 
 # %% ../../nbs/training/06_records.ipynb #2d25c6f2
 def _as_json(values: dict) -> dict:

@@ -112,7 +112,7 @@ class Classifier(Averaged):
     def training_step(self, batch, _):
         images, labels = changed_batch(*batch, self.recipe, len(self.data.classes))
         loss = training_loss(self.model, images, labels, self.recipe.label_smoothing, self.teacher)
-        self.train_loss.update(loss.detach(), len(labels))
+        self.train_loss.update(loss.detach())
         return loss
 
     def configure_optimizers(self):
@@ -141,6 +141,6 @@ def validate(
     share = Subset(dataset, range(trainer.global_rank, len(dataset), trainer.world_size))
     logits, labels = predict(task.judged, share, workers=recipe.workers, device=task.device, precision=precision)
     loss = F.cross_entropy(logits, labels) if logits.isfinite().all() else math.nan
-    task.val_loss.update(loss, len(labels))
+    task.val_loss.update(loss * (len(labels) * trainer.world_size / len(dataset))) # the metric averages processes
     task.val_top1.update(logits, labels)
     return round(total_of(task.val_loss), 6), round(total_of(task.val_top1), 6)
