@@ -212,7 +212,7 @@ class Predictor(Asking, Shared):
     "A trained model that is asked about images."
     @classmethod
     def load(cls,
-        run: str | Path, # a finished run, a folder of `save` or save_pretrained; what load_checkpoint takes; hf-hub:name
+        run: str | Path, # a finished run, or what else load_checkpoint takes, as what `save` wrote; hf-hub:name
         *, classes: Mapping[str, type] = {}, # what the folder names and nobody registered, see `load_checkpoint`
         **options, # of a predictor: batch_size, workers, device, progress
     ) -> "Predictor":
