@@ -1,4 +1,5 @@
 # make train            the main job: KEEP=0.25, more parameters by P="-p epochs 2 -p head linear", another folder by OUT=runs/mine
+# make rerun RUN=…      a run again from its record alone (its folder, or its id in data/runs), and what is equal
 # make ablation         the small grid: plan, runs and report by Snakemake, CORES=2 at a time; P="-p preset smoke" plans another
 # make test             every notebook, every test and ruff
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
@@ -22,9 +23,9 @@ DEPS := settings.ini setup.py pyproject.toml constraints.txt
 MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?=
 CORES ?= 2
-export KEEP P OUT
+export KEEP P OUT RUN
 
-.PHONY: help env train test test-fast interop coverage mutants audit docs notebooks ablation figures benchmark predict prepare readme
+.PHONY: help env train rerun test test-fast interop coverage mutants audit docs notebooks ablation figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -73,6 +74,10 @@ ablation: $(MADE)
 
 figures: $(MADE)
 	$(call run,runs/$@)
+
+rerun: $(MADE)
+	@[ "$$RUN" ] || { echo 'Name a run: make rerun RUN=runs/mine, or an id in data/runs' >&2; exit 1; }
+	$(BIN)/python docs/repository.py rerun "$$RUN"
 
 test: $(MADE)
 	$(BIN)/python -m pytest --durations=5 $(T)

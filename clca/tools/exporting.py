@@ -7,6 +7,7 @@ __all__ = ['WRITERS', 'program', 'run_file', 'difference', 'describe', 'note', '
 
 # %% ../../nbs/tools/04_exporting.ipynb #6e2b30cb
 import copy
+import html
 import importlib.metadata
 import importlib.util
 import io
@@ -219,7 +220,7 @@ def note(
     quoted = {"file": json.dumps(path.name), "json": json.dumps(record)} # as Python writes them, too
     lines = dict(package=package, start=start.format(**quoted), call=call.format(), json=quoted["json"])
     return _NOTE.format(
-        file=path.name, name=record, about=text, h=height, w=width, c=len(about["classes"]), **lines)
+        file=html.escape(path.name), name=record, about=text, h=height, w=width, c=len(about["classes"]), **lines)
 
 def _sentence(model: dict[str, Any]) -> str:
     "The model in words."
