@@ -22,8 +22,8 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parent.parent
 MADE = Path("runs") / "notebooks" # one folder for each
 RUNS = { # what each is given: the main job with fewer images and epochs, so that all of them take minutes
-    "train": dict(images_per_class=100, epochs=6),
-    "predict": dict(model="runs/notebooks/train", images="data/typefaces-v*-64-100-0/test", shown=4),
+    "train": dict(images_per_class=60, epochs=5),
+    "predict": dict(model="runs/notebooks/train", images="data/typefaces-v*-64-60-0/test", shown=4),
     "comparison": dict(records="data/runs/comparison.jsonl"),
     "benchmark": dict(records=["data/benchmark/cpu.csv", "data/benchmark/batch.csv"]),
     "figures": dict(),
