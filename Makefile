@@ -1,4 +1,5 @@
 # make train            the main job: KEEP=0.25, more parameters by P="-p epochs 2 -p head linear", another folder by OUT=runs/mine
+# make ablation         the small grid: plan, runs and report by Snakemake, CORES=2 at a time; P="-p preset smoke" plans another
 # make test             every notebook, every test and ruff
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
@@ -16,6 +17,7 @@ BIN := $(VENV)/bin
 DEPS := settings.ini setup.py pyproject.toml constraints.txt
 MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?=
+CORES ?= 2
 export KEEP P OUT
 
 .PHONY: help env train test test-fast interop docs ablation figures benchmark predict prepare readme
@@ -37,13 +39,17 @@ $(MADE):
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,export]'
 	@touch '$@'
 
-# $(call run,folder,parameters): the notebook named like the target, executed into its folder, then what it measured.
+# $(call papermill,folder,notebook,parameters): a notebook, executed into its folder.
 # A relative folder is seen from CLCA_ROOT, as the notebooks see it, so that notebook and results come to one place.
-define run
+define papermill
 	@out="$${OUT:-$(1)}"; if [ "$$CLCA_ROOT" ] && [ "$${out#/}" = "$$out" ]; then \
 	mkdir -p "$$CLCA_ROOT" && out="$$(cd "$$CLCA_ROOT" && pwd)/$$out"; fi; \
-	mkdir -p "$$out"; echo "papermill nbs/$@.ipynb $$out/$@.ipynb"; \
-	$(BIN)/python -m papermill nbs/$@.ipynb "$$out/$@.ipynb" $(2) $(P) --log-output --no-progress-bar </dev/null && \
+	mkdir -p "$$out"; echo "papermill nbs/$(2).ipynb $$out/$(2).ipynb"; \
+	$(BIN)/python -m papermill nbs/$(2).ipynb "$$out/$(2).ipynb" $(3) $(P) --log-output --no-progress-bar </dev/null
+endef
+# $(call run,folder,parameters): the notebook named like the target, then what it measured.
+define run
+$(call papermill,$(1),$@,$(2)) && \
 	$(BIN)/python docs/repository.py results "$$out"
 endef
 # What P says, as a part of a name: other parameters have another folder.
@@ -55,8 +61,11 @@ train: $(MADE)
 benchmark predict: $(MADE)
 	$(call run,runs/$@$(SLUG),-p out "$$out")
 
+# Runs of other code are put aside and made again; ACCEPT_CODE=1 keeps them. If runs fail, what is there is reported.
 ablation: $(MADE)
-	$(call run,runs/$@,-p out "$$out")
+	$(call papermill,runs/$@,plan,-p out "$$out") && { \
+	$(BIN)/python -m snakemake -s workflow/Snakefile -d "$$out" --cores $(CORES) $(if $(ACCEPT_CODE),--config accept_code=1); \
+	status=$$?; $(BIN)/python docs/repository.py results "$$out"; exit $$status; }
 
 figures: $(MADE)
 	$(call run,runs/$@)

@@ -48,6 +48,8 @@ SLOW = {
     "test_folders.py::test_the_second_process_is_told": 0,
     "test_sweep.py::test_failures_are_retried_and_reported": 0,
     "test_sweep.py::test_killed_and_started_again": 0,
+    "test_sweep.py::test_rates_are_searched_first": 0,
+    "test_sweep.py::test_reducer_from_elsewhere": 0,
     "test_training.py::test_killed_in_mid_epoch": 0,
     "test_training.py::test_two_processes": 0,
     "test_flavours.py::*": 5,

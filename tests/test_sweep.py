@@ -1,17 +1,28 @@
-"Sweeps: what is planned, what is skipped, what happens to runs that fail or are killed, and what a learning rate is chosen by."
-import json, os, re, signal, subprocess, sys, time
+"""Sweeps: what is planned, what is skipped, what happens to runs that fail, are killed or are of other code, and what a
+learning rate is chosen by. Snakemake runs here as it does for a user, on notebooks that do nothing and take no time."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat, papermill, pytest
 
+import clca
 from clca.lab import sweep
+from clca.lab.made_by import sort_out
 from clca.lab.plans import (all_runs, canonical, check_runs, collect_sweep, finished, run_folder, preset_axes, shared_by_pairs,
                             sweep_results)
 from clca.lab.rates import choose_lr, trials
 from clca.lab.runs import load_runs
 from clca.lab.statistics import effects
-from clca.lab.sweep import forecast, run_all, run_one, search_lr, sweep_table
+from clca.lab.sweep import Plan, by_hand, choose, command, final_runs, missing_runs, planned, save_plan, sweep_table
 from clca.spec import OPTIONS, variant_options
+from clca.training import code
 from helpers import ROOT
 
 TRAIN = ROOT/"nbs"/"train.ipynb"
@@ -21,14 +32,47 @@ def record(run, folder, **more):
     (out/"metrics.json").write_text(json.dumps({**run, "test_top1": .5, "val_top1": .5, "train_seconds": 60, **more}))
 
 def notebook(path, body, more=""):
-    "Takes seed, lr, out and more, and does `body`."
+    "Takes seed, keep, lr, out and more, and does `body`; each start leaves a line in `starts`."
     kernel = dict(name="python3", display_name="python3", language="python")
-    first = nbformat.v4.new_code_cell('seed: int = 0 # seed\nlr: float = .1 # rate\nout: str = "" # folder\n' + more, metadata=dict(tags=["parameters"]))
-    write = ("import json, pathlib, time\nout = pathlib.Path(out)\n"
-             'def done(): (out/"metrics.json").write_text(json.dumps(dict(seed=seed, lr=lr, test_top1=.5, val_top1=.5)))')
+    values = 'seed: int = 0 # seed\nkeep: float = .1 # share\nlr: float = .1 # rate\nout: str = "" # folder\n'
+    first = nbformat.v4.new_code_cell(values + more, metadata=dict(tags=["parameters"]))
+    write = ("import json, pathlib, time\nout = pathlib.Path(out)\nprint(1, file=open(out/'starts', 'a'))\n"
+             "mark = out.parent/'code'\ncode = mark.read_text() if mark.exists() else ''\n"
+             "def done():\n    (out/'part').write_text(json.dumps(dict(seed=seed, keep=keep, lr=lr, code=code, test_top1=.5, val_top1=lr)))\n"
+             "    (out/'part').rename(out/'metrics.json')")
     cells = [first, *map(nbformat.v4.new_code_cell, (write, body))]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), path)
     return path
+
+REPORT = "(out/'runs.csv').write_text('')\n(out/'runs.jsonl').write_text(' '.join(sorted(p.parent.name for p in out.glob('*/metrics.json'))))"
+
+def planned_sweep(folder, runs, body, report="", rates=(), more=""):
+    "A sweep whose runs do `body`, planned."
+    folder.mkdir(exist_ok=True)
+    nb = notebook(folder/"nb.ipynb", body, more)
+    (folder/"code").write_text(code.code_hash(nb))
+    if report: notebook(folder/"report.ipynb", report)
+    report = str(folder/"report.ipynb") if report else ""
+    plan = Plan(runs, trials(runs, rates) if rates else [], list(rates), notebook=str(nb), report=report)
+    save_plan(plan, folder)
+    return plan
+
+def snakemake(folder, *options):
+    return [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "-d", str(folder), "--cores", "3", *options]
+
+def go(folder, *options):
+    "The exit code and what is said on the screen."
+    done = subprocess.run(snakemake(folder, *options), cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stdout + done.stderr
+
+def starts(folder, run):
+    path = folder/run_folder(run)/"starts"
+    return path.read_text().count("1") if path.exists() else 0
+
+def wait_for(condition):
+    until = time.time() + 200
+    while not condition() and time.time() < until: time.sleep(.1)
+    assert condition()
 
 @pytest.mark.parametrize("name, count", dict(smoke=2, small=18, evidence=72, protect=12, paper=2025).items())
 def test_presets(name, count):
@@ -41,7 +85,9 @@ def test_presets(name, count):
 def test_paper_preset(tmp_path):
     runs = all_runs(**preset_axes("paper")[0])
     assert [len({json.dumps(r[k]) for r in runs}) for k in ("backbone", "dataset", "keep", "seed")] == [9, 5, 5, 3]
-    assert "2025 runs, 0 are done, 2025 to do, 8 at a time: duration unknown" in forecast(sweep_table(runs, tmp_path), 8)
+    assert sweep_table(runs, tmp_path).done.sum() == 0
+    plan = Plan(runs, trials(runs, [1e-4, 1e-3], [.1]), [1e-4, 1e-3], [.1])
+    assert len(plan.trials) == 9*5*3*2 and len(planned(plan)) == 2025*2
 
 def test_evidence_has_all_methods_first():
     runs = all_runs(**preset_axes("evidence")[0])
@@ -86,16 +132,17 @@ def test_paper_preset_takes_the_backbones_as_they_are():
     assert all(r["pretrained"] and r["backbone_kwargs"] == {} for r in all_runs(**preset_axes("paper")[0]))
 
 def test_reducer_from_elsewhere(tmp_path):
-    "Its name cannot be a file's, and yet it is planned, run, found again and collected under its own name."
-    nb = notebook(tmp_path/"nb.ipynb", 'assert reducer == "package.module:Mine"\ndone()', 'reducer: str = "evit" # method')
+    "Its name cannot be a file's, and yet it is planned, run by the printed line, found again and collected under its own name."
     runs = all_runs(reducer=["package.module:Mine", "evit"], keep=[.5, 1.], seed=0)
     assert [r["reducer"] for r in runs] == ["package.module:Mine", "none", "evit"]
     run = dict(reducer="package.module:Mine", seed=3)
     assert re.fullmatch(r"[\w.+-]+", run_folder(run)) and run_folder(run) != run_folder(run | dict(reducer="package.module_Mine"))
-    result = run_all(sweep_table([run], tmp_path/"runs"), tmp_path/"runs", nb, workers=1)
-    assert result.status.tolist() == ["done"] and finished(run, tmp_path/"runs")["seed"] == 3
-    record(run, tmp_path/"runs")
-    assert load_runs(collect_sweep([run], tmp_path/"runs", tmp_path/"mine.jsonl")).reducer.tolist() == ["package.module:Mine"]
+    place = tmp_path/"it's a folder"
+    plan = planned_sweep(place, [run], 'assert reducer == "package.module:Mine"\ndone()', more='reducer: str = "evit" # method')
+    subprocess.run(["bash", "-c", by_hand(run, place, plan.notebook)], check=True, capture_output=True, cwd=ROOT)
+    assert finished(run, place)["seed"] == 3
+    record(run, place)
+    assert load_runs(collect_sweep([run], place, tmp_path/"mine.jsonl")).reducer.tolist() == ["package.module:Mine"]
 
 def test_pairs_share_all_but_the_question():
     axes = dict(backbone=["a", "b"], at=[[3, 6, 9], [4, 8]], score=["cls", "mean"], variant=["base", "cla", "clca"], num_clr=[1, 4],
@@ -103,28 +150,55 @@ def test_pairs_share_all_but_the_question():
     assert shared_by_pairs(all_runs(**axes)) == ["seed", "at", "backbone", "score", "reducer"]
 
 def test_failures_are_retried_and_reported(tmp_path):
-    "Seed 0 fails once, seed 1 always, seed 2 never; the second sweep has one run to do."
-    nb = notebook(tmp_path/"nb.ipynb", 'first = not (out/"tried").exists()\n(out/"tried").touch()\n'
-                                       'assert seed != 1, "never"\nassert seed or not first\ndone()')
-    runs = all_runs(seed=[0, 1, 2])
-    result = run_all(sweep_table(runs, tmp_path/"runs"), tmp_path/"runs", nb, workers=3).set_index("name")
-    rows = [result.loc[run_folder(r)] for r in runs]
-    assert [(r.status, r.attempts) for r in rows] == [("done", 2), ("failed", 2), ("done", 1)]
-    assert "AssertionError: never" in rows[1].error and not rows[0].error
-    assert sweep_table(runs, tmp_path/"runs").done.tolist() == [True, False, True]
+    """Seed 0 fails once, seed 1 until it is mended, seed 2 never. What is there is reported; the second start has one
+    run to do, and the third nothing."""
+    runs, place = all_runs(seed=[0, 1, 2]), tmp_path/"a b" # as a folder of a user may be called
+    names = [run_folder(run) for run in runs]
+    body = 'import os\nassert seed != 1 or (out.parent/"mended").exists(), "never"\nassert seed or (out/"starts").read_text() != "1\\n"\ndone()'
+    planned_sweep(place, runs, body, report=REPORT)
+    failed, said = go(place)
+    assert failed and [starts(place, run) for run in runs] == [2, 2, 1]
+    lines = [line for line in said.splitlines() if "(run " in line]
+    assert {re.sub(r"\d+ s.*", "", line) for line in lines} == {
+        f"{names[0]}: done, top-1 50.0 %, ", f"{names[1]}: failed, AssertionError: never, ", f"{names[2]}: done, top-1 50.0 %, "}
+    assert {line[-8:] for line in lines} == {" 1 of 3)", " 2 of 3)", " 3 of 3)"}
+    assert "1 failed" in said and f"  {names[1]}: AssertionError: never" in said and "Traceback" not in said
+    assert (place/"runs.jsonl").read_text() == f"{names[0]} {names[2]}"
+    (place/"mended").touch()
+    failed, said = go(place)
+    assert not failed and [starts(place, run) for run in runs] == [2, 3, 1] and f"{names[1]}: done" in said
+    assert (place/"runs.jsonl").read_text() == " ".join(sorted(names))
+    failed, said = go(place)
+    assert not failed and "Nothing to be done" in said
 
 def test_killed_and_started_again(tmp_path):
-    "kill -9 of a sweep: its run ends with it, and a second sweep starts it again, where its checkpoint lets it go on."
-    nb = notebook(tmp_path/"nb.ipynb", 'first = not (out/"starts").exists()\nprint(1, file=open(out/"starts", "a"))\n'
-                                       'if first: time.sleep(300)\ndone()')
-    code = f"from clca.lab.sweep import run_one; run_one(dict(seed=0), {str(tmp_path)!r}, {str(nb)!r})"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    starts, until = tmp_path/run_folder(dict(seed=0))/"starts", time.time() + 100
-    while not starts.exists() and time.time() < until: time.sleep(.1)
-    os.kill(child.pid, signal.SIGKILL); child.wait()
-    assert not finished(dict(seed=0), tmp_path)
-    result = run_one(dict(seed=0), tmp_path, nb)
-    assert result["status"] == "done" and result["attempts"] == 1 and starts.read_text() == "1\n1\n"
+    """kill -9 of a sweep: what it started ends with it, and the next start goes on. Beside a running one none starts,
+    and a result that somebody else made meanwhile is not made again."""
+    runs, place = all_runs(seed=[0, 1]), tmp_path/"sweep"
+    body = '(out/"pid").write_text(str(__import__("os").getpid()))\nif not (out.parent/"go").exists(): time.sleep(300)\ndone()'
+    planned_sweep(place, runs, body)
+    pids = [place/run_folder(run)/"pid" for run in runs]
+    sweep_ = subprocess.Popen(snakemake(place), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
+    failed, said = go(place)
+    assert failed and "another sweep is at work in" in said and "Traceback" not in said
+    os.kill(sweep_.pid, signal.SIGKILL)
+    sweep_.wait()
+    wait_for(lambda: not any(Path("/proc", path.read_text()).exists() for path in pids))
+    record(runs[1], place, code=(place/"code").read_text()) # as a run does that outlived its sweep
+    (place/"go").touch()
+    failed, said = go(place)
+    assert not failed and [starts(place, run) for run in runs] == [2, 1], said
+
+def test_rates_are_searched_first(tmp_path):
+    "Trials, the choice, then the runs: one that was a trial is not made twice, and a trial that fails stops nothing."
+    runs, place = all_runs(keep=.1, seed=[0, 1]), tmp_path/"sweep"
+    plan = planned_sweep(place, runs, 'assert lr < .3, "diverged"\ndone()', rates=[.1, .2, .3])
+    failed, said = go(place)
+    final = final_runs(plan, place)
+    assert not failed and [(run["seed"], run["lr"]) for run in final] == [(0, .2), (1, .2)], said
+    assert [starts(place, run) for run in plan.trials] == [1, 1, 2] and starts(place, final[1]) == 1
+    assert "(trial 3 of 3)" in said and "(run 1 of 1)" in said and "AssertionError: diverged" in said
 
 def test_rates_are_chosen_on_validation(tmp_path, monkeypatch):
     "The test split of every trial says the opposite, and not one record's test accuracy is read."
@@ -132,14 +206,66 @@ def test_rates_are_chosen_on_validation(tmp_path, monkeypatch):
     tries = trials(runs, [.1, .2], keeps=[.1])
     assert {t["seed"] for t in tries} == {3} and len(tries) == 4
     for t in tries: record(t, tmp_path, val_top1=t["lr"] if t["cache"] else -t["lr"], test_top1=1 - t["lr"] if t["cache"] else t["lr"])
-    monkeypatch.setattr(sweep, "run_all", lambda *a, **k: None)
     real = sweep.finished
     class NoTest(dict):
         def __getitem__(self, k): assert "test" not in k; return super().__getitem__(k)
     monkeypatch.setattr(sweep, "finished", lambda *a: NoTest(m) if (m := real(*a)) else None)
-    found = search_lr(runs, [.1, .2], tmp_path, TRAIN, keeps=[.1])
+    found = choose(Plan(runs, tries, [.1, .2], [.1]), tmp_path)
     assert {(r["cache"], r["lr"]) for r in found} == {(True, .2), (False, .1)} and len(found) == len(runs)
     assert {run_folder(t) for t in tries} & {run_folder(r) for r in found}
+
+def code_of_copy(folder, *edits):
+    "The hash of the code in a copy of the package and of train.ipynb, in which some texts are others."
+    shutil.copytree(Path(clca.__file__).parent, folder/"clca", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(TRAIN, folder/"train.ipynb")
+    for name, old, new in edits:
+        assert old in (text := (folder/name).read_text())
+        (folder/name).write_text(text.replace(old, new))
+    return code.code_hash(folder/"train.ipynb", folder/"clca")
+
+def test_prose_and_pictures_are_no_other_code(tmp_path):
+    edits = [("train.ipynb", "This is the main job of the project", "This is what the project is for"),
+        ("train.ipynb", 'xlabel=\\"epoch\\", ylabel=\\"loss\\"', 'xlabel=\\"passes\\", ylabel=\\"loss\\"'),
+        ("train.ipynb", "fontsize=7, parse_math=False", "fontsize=9, parse_math=False"),
+        ("train.ipynb", "# passes over the training images (typefaces", "# epochs (typefaces"),
+        ("clca/walk.py", "# what the head has read, in order of depth", "# read"),
+        ("clca/training/recipe.py", "How a model is trained:", "How one trains:"),
+        ("clca/lab/accuracy_figures.py", "def accuracy_cost(", "def accuracy_price(")]
+    assert code_of_copy(tmp_path, *edits) == code.code_hash(TRAIN)
+
+@pytest.mark.parametrize("edit", [("clca/head.py", "torch.stack(read, 2)", "torch.stack(read[::-1], 2)"),
+    ("train.ipynb", "torch.manual_seed(seed)", "torch.manual_seed(seed + 1)")], ids=["method", "notebook"])
+def test_a_line_that_counts_is_other_code(tmp_path, edit): assert code_of_copy(tmp_path, edit) != code.code_hash(TRAIN)
+
+def test_runs_of_other_code_are_made_again(tmp_path, monkeypatch):
+    "With prose edited there is nothing to do, with the method edited everything, and with that accepted nothing."
+    runs, place = all_runs(seed=[0, 1, 2]), tmp_path/"sweep"
+    plan = planned_sweep(place, runs, "done()")
+    for run in runs[:2]: record(run, place, code=(place/"code").read_text(), git_commit="1a2b3c4")
+    (half := place/run_folder(runs[2])).mkdir()
+    (half/"parameters.json").write_text(json.dumps(dict(code=(place/"code").read_text())))
+    assert sort_out(plan, place) == []
+    nb = nbformat.read(place/"nb.ipynb", 4)
+    nb.cells.append(nbformat.v4.new_markdown_cell("More prose."))
+    nbformat.write(nb, place/"nb.ipynb")
+    assert sort_out(plan, place) == []
+    nb.cells[-2].source = "seed += 1\ndone()"
+    nbformat.write(nb, place/"nb.ipynb")
+    said = sort_out(plan, place, look_only=True)
+    assert "2 of other code (commit 1a2b3c4)" in said[0] and "1 of other code (commit unknown)" in said[1] and "accept" in said[-1]
+    assert "kept" in sort_out(plan, place, accept=True)[0] and sort_out(plan, place) == []
+    assert len(sort_out(plan, place)) == 0 and len(missing_runs(plan, place)) == 1
+    nb.cells[-2].source = "seed += 2\ndone()" # what was accepted for other code is not for this
+    nbformat.write(nb, place/"nb.ipynb")
+    assert len(sort_out(plan, place)) == 4 and len(missing_runs(plan, place)) == 3
+    assert sorted(p.name for p in (place/".set-aside").iterdir()) == sorted(map(run_folder, runs)) and sort_out(plan, place) == []
+
+def test_old_records_are_of_unknown_code(tmp_path):
+    "They can be read, and a sweep asks whether they may stay."
+    [run] = all_runs(seed=0)
+    plan = planned_sweep(tmp_path, [run], "done()")
+    record(run, tmp_path)
+    assert finished(run, tmp_path) and "1 of other code (commit unknown)" in sort_out(plan, tmp_path, look_only=True)[0]
 
 def test_nearest_keep_and_own_reducer():
     runs = all_runs(reducer=["evit", "topk"], keep=[1., .5, .1], variant="base", seed=0)

@@ -26,6 +26,7 @@ from .journal import Journal, Progress, Report
 from .loggers import reporting
 from .paths import destination
 from .recipe import Recipe, check_splits, own_state, param_groups, state_here, unwrapped
+from .code import code_hash, code_so_far
 from .records import AtomicIO, check_buildable, check_folder, locked, read_record, run_parameters
 from .records import source_hashes
 from .results import finish, preparation_of_set
@@ -198,6 +199,7 @@ def train(
     parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
     if own := getattr(data.test, "preparation", None): parameters |= {"preparation_used": changeable_values(own)}
     parameters = source_hashes(parameters) | parameters
+    parameters |= {"code": code_so_far(out, parameters.get("code") or code_hash())}
     set_preparation(model, preparation_of_set(data.test))
     if metrics := _finished(model, out, parameters): return metrics
     first = rank_zero_only.rank == 0 # of the processes of several devices
