@@ -37,7 +37,7 @@ def clone(tmp_path_factory):
         shutil.copy(ROOT/file, folder/file)
     (programs := folder.parent/"bin").mkdir()
     program(programs/"papermill", f'exec {sys.executable} -m papermill "$@" $MORE')
-    program(programs/"python", f'case "$2" in papermill) exec {sys.executable} "$@" --prepare-only;; esac; exec {sys.executable} "$@"')
+    program(programs/"python", f'case "$2" in papermill) exec {sys.executable} "$@" --prepare-only;; snakemake) exit;; esac; exec {sys.executable} "$@"')
     return folder
 
 def program(path, line):
@@ -86,6 +86,13 @@ def test_make(clone, command, tmp_path):
     sh(made, clone, CLCA_ROOT=str(tmp_path))
     assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*.ipynb")] == [path.relative_to(clone)]
     assert not (clone/"runs").exists()
+
+def test_a_sweep_by_hand():
+    "The two lines of the plan's page, and of the Snakefile, are about one folder, and name files that exist."
+    texts = [(ROOT/"workflow"/"Snakefile").read_text(), nbformat.read(ROOT/"nbs"/"plan.ipynb", 4).cells[1].source]
+    for text in texts:
+        [planned], [(file, folder)] = re.findall(r"plan\.ipynb .*-p out (\S+)", text), re.findall(r"snakemake -s (\S+) -d (\S+) --cores 2", text)
+        assert planned == folder and (ROOT/file).is_file()
 
 @pytest.mark.parametrize("place", ["a b", "it's", "~/x", "a:b"])
 def test_make_names_a_place_it_cannot_use(place):

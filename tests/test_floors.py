@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 HEAVY = ["pandas", "lightning", "matplotlib", "seaborn", "sklearn", "scipy", "papermill"]
 # What is declared and imported by no code of ours, with the reason.
-UNIMPORTED = {"lab": {"ipykernel"}} # papermill runs a notebook in a kernel
+UNIMPORTED = {"lab": {"ipykernel", "snakemake"}} # papermill runs a notebook in a kernel; a sweep is started as a command
 
 # Who imports whom ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from clca.lab.plans import (all_runs, canonical, check_runs, collect_sweep, fini
 from clca.lab.rates import choose_lr, trials
 from clca.lab.runs import load_runs
 from clca.lab.statistics import effects
-from clca.lab.sweep import Plan, by_hand, choose, command, final_runs, missing_runs, planned, save_plan, sweep_table
+from clca.lab.sweep import SweepPlan, by_hand, choose_rates, final_runs, missing_runs, planned, save_plan, sweep_table
 from clca.spec import OPTIONS, variant_options
 from clca.training import code
 from helpers import ROOT
@@ -53,7 +53,7 @@ def planned_sweep(folder, runs, body, report="", rates=(), more=""):
     (folder/"code").write_text(code.code_hash(nb))
     if report: notebook(folder/"report.ipynb", report)
     report = str(folder/"report.ipynb") if report else ""
-    plan = Plan(runs, trials(runs, rates) if rates else [], list(rates), notebook=str(nb), report=report)
+    plan = SweepPlan(runs, trials(runs, rates) if rates else [], list(rates), notebook=str(nb), report=report)
     save_plan(plan, folder)
     return plan
 
@@ -86,7 +86,7 @@ def test_paper_preset(tmp_path):
     runs = all_runs(**preset_axes("paper")[0])
     assert [len({json.dumps(r[k]) for r in runs}) for k in ("backbone", "dataset", "keep", "seed")] == [9, 5, 5, 3]
     assert sweep_table(runs, tmp_path).done.sum() == 0
-    plan = Plan(runs, trials(runs, [1e-4, 1e-3], [.1]), [1e-4, 1e-3], [.1])
+    plan = SweepPlan(runs, trials(runs, [1e-4, 1e-3], [.1]), [1e-4, 1e-3], [.1])
     assert len(plan.trials) == 9*5*3*2 and len(planned(plan)) == 2025*2
 
 def test_evidence_has_all_methods_first():
@@ -210,7 +210,7 @@ def test_rates_are_chosen_on_validation(tmp_path, monkeypatch):
     class NoTest(dict):
         def __getitem__(self, k): assert "test" not in k; return super().__getitem__(k)
     monkeypatch.setattr(sweep, "finished", lambda *a: NoTest(m) if (m := real(*a)) else None)
-    found = choose(Plan(runs, tries, [.1, .2], [.1]), tmp_path)
+    found = choose_rates(SweepPlan(runs, tries, [.1, .2], [.1]), tmp_path)
     assert {(r["cache"], r["lr"]) for r in found} == {(True, .2), (False, .1)} and len(found) == len(runs)
     assert {run_folder(t) for t in tries} & {run_folder(r) for r in found}
 

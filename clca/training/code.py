@@ -77,10 +77,12 @@ def _package_hash(package: Path) -> str:
         whole.update(f"{path.relative_to(package).as_posix()}\n{essence(path.read_text(encoding='utf-8'))}\n".encode())
     return whole.hexdigest()
 
-# %% ../../nbs/training/06a_code.ipynb #71d20b16
+# %% ../../nbs/training/06a_code.ipynb #3a860e78
+_PACKAGE = Path(clca.__file__).resolve().parent
+
 def code_hash(
     notebook: Path | None = None, # that trains, if one does
-    package: Path = Path(clca.__file__).resolve().parent,
+    package: Path = _PACKAGE,
 ) -> str: # 16 hex digits
     "Of the code that can change the numbers of a run."
     cells = deciding_cells(notebook) if notebook and notebook.exists() else []
