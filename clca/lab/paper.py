@@ -54,7 +54,7 @@ def _missing_data(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             continue
         for name, partial in sorted({(run["dataset"], run.get("partial", False)) for run in runs if run["data_root"] == root}):
             try:
-                with warnings.catch_warnings(action="ignore"): read_dataset(name, root, partial)
+                with warnings.catch_warnings(action="ignore"): read_dataset(name, Path(root).expanduser(), partial)
             except ValueError as e: yield str(e)
 
 # %% ../../nbs/lab/06d_paper.ipynb #72e4550e
