@@ -22,7 +22,7 @@ def _reached(out: Path) -> str:
     told = [f"top-1 {100*record['test_top1']:.1f} %"] if "test_top1" in record else []
     return ", ".join(["done", *told])
 
-# %% ../../nbs/lab/06b_progress.ipynb #3e521fb6
+# %% ../../nbs/lab/06b_progress.ipynb #c7096cdb
 def _say(line: str) -> None: print(line, flush=True)
 
 class Tally:
@@ -41,9 +41,9 @@ class Tally:
     def begin(self, rule: str) -> None:
         if rule not in self.totals: self.totals[rule] = self.total(rule)
 
-    def end(self, rule: str, name: str, seconds: float) -> None:
+    def end(self, rule: str, name: str, seconds: float, failed: bool) -> None:
         out = self.folder/name
-        if (out/"metrics.json").exists(): outcome = _reached(out)
+        if not failed and (out/"metrics.json").exists(): outcome = _reached(out)
         else: outcome = f"failed, {self.failed.setdefault(name, last_words(out)):.300}"
         self.ended[rule] += 1
         self.say(f"{name}: {outcome}, {seconds:.0f} s ({rule} {self.ended[rule]} of {self.totals[rule]})")
@@ -54,7 +54,7 @@ class Tally:
         told = "failed, and the next start tries them again (train.ipynb and train.log in their folders tell more):"
         return "\n".join([f"{len(lines)} {told}", *lines]) if lines else ""
 
-# %% ../../nbs/lab/06b_progress.ipynb #45d1b47b
+# %% ../../nbs/lab/06b_progress.ipynb #4aeb5195
 class RunLines(logging.Handler):
     "Hears what Snakemake tells of its jobs. A run that failed is tried again without a word; the last try counts."
     def __init__(self, tally: Tally, tries: int = 2): # of each run
@@ -73,15 +73,15 @@ class RunLines(logging.Handler):
         self.jobs[record.jobid] = record.rule_name, dict(record.wildcards)["name"], time.time()
         self.tally.begin(record.rule_name)
 
-    def over(self, job: int) -> None:
+    def over(self, job: int, failed: bool = False) -> None:
         rule, name, start = self.jobs[job]
-        self.tally.end(rule, name, time.time() - start)
+        self.tally.end(rule, name, time.time() - start, failed)
 
     def broken(self, record: logging.LogRecord) -> None:
         self.tried[record.jobid] += 1
         if record.jobid not in self.jobs:
             self.tally.say(f"{record.rule_name}: failed, see {', '.join(record.log) or 'above'}")
-        elif self.tried[record.jobid] == self.tries: self.over(record.jobid)
+        elif self.tried[record.jobid] == self.tries: self.over(record.jobid, failed=True)
 
 # %% ../../nbs/lab/06b_progress.ipynb #0a7e8afc
 _OF_JOBS = ("RuleException", "CalledProcessError", "SpawnedJobError") # told by the line of the run

@@ -88,8 +88,8 @@ def _read_lines(path: Path) -> Iterable[dict]:
 
 # %% ../../nbs/lab/01_runs.ipynb #7338287b
 def _read_folders(path: Path) -> Iterable[dict]:
-    "The records of run folders."
-    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
+    "The records of run folders; hidden ones are of Snakemake, or put aside."
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         try: yield read_metrics(folder)
         except ValueError as e: warnings.warn(f"run {folder.name} left out: {e}")
 
