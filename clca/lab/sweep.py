@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SweepPlan', 'make_plan', 'save_plan', 'read_plan', 'command', 'by_hand', 'planned', 'choose_rates', 'final_runs',
-           'report_command', 'last_words', 'sweep_table', 'missing_runs', 'start_sweep']
+           'report_command', 'save_steps', 'last_words', 'sweep_table', 'missing_runs', 'start_sweep']
 
 # %% ../../nbs/lab/06_sweep.ipynb #be99f932
 import json
@@ -139,6 +139,20 @@ def report_command(
     out = destination(folder)
     made = [str(shipped(plan.report)), str(out/Path(plan.report).name)]
     return [sys.executable, "-m", "papermill", *made, "-r", "out", str(out), "-k", "python3", "--no-progress-bar"]
+
+# %% ../../nbs/lab/06_sweep.ipynb #3ea61c65
+def save_steps(
+    plan: SweepPlan,
+    folder: str | Path, # of the sweep
+) -> dict[str, Any]: # lines of all runs by name, names of the trials, line of the report and its notebook, threads
+    "Write `.steps.json`, all that `workflow/Snakefile` needs to know of a plan."
+    folder = destination(folder)
+    runs = {name: shlex.join(command(run, folder, plan.notebook)) for name, run in planned(plan).items()}
+    report = shlex.join(report_command(plan, folder)) if plan.report else ""
+    steps = dict(runs=runs, trials=[run_folder(trial) for trial in plan.trials], report=report,
+                 report_notebook=Path(plan.report or "report.ipynb").name, threads=plan.threads)
+    write_atomic(folder/".steps.json", json.dumps(steps, indent=1))
+    return steps
 
 # %% ../../nbs/lab/06_sweep.ipynb #ecee2a6b
 def last_words(
