@@ -103,12 +103,11 @@ interop: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[interop]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -m client --table docs/works_with.md $(T)
 
-# The quick tests that see what the examples of the notebooks do not.
-COVERING := checkpoints weights open timm properties export model
+# The examples of the notebooks, the quick tests that see what these do not, and all of what is written to a file.
+COVERING := checkpoints weights open timm properties
 coverage: $(MADE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=html --cov-report= \
-	    tests/examples.py $(COVERING:%=tests/test_%.py) $(T)
-	$(BIN)/python -m coverage report
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --cov --cov-report= tests/examples.py $(COVERING:%=tests/test_%.py) $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-append --cov-report=html tests/test_export.py $(T)
 
 mutants: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
