@@ -12,8 +12,13 @@ from sphinx.util.nodes import make_refnode
 
 # Names that are also plain words of tables and lists: they count only as `train()` or `clca.training.train`.
 WORDS = {"label", "train"}
-MOVED = {"nbs/index": "index", "data/README": "data", "workflow/README": "how_to/grid"} # pages under another path
+MOVED = {"README": "index", "nbs/index": "index", "data/README": "data", "workflow/README": "how_to/grid"} # pages under another path
 SHORT: dict[str, str] = {} # see `name_all`
+
+
+def moved_page(path: str) -> str:
+    "Where the site has what lies at a path of the repository; both without ending."
+    return MOVED.get(path, path.removeprefix("docs/"))
 
 
 def formula(text: str, block: bool) -> str:
@@ -54,7 +59,7 @@ class Names(SphinxPostTransform):
         "The page of a notebook or text that is named by its path, from the repository or from the page's own folder."
         if not (named := re.fullmatch(r"([\w/]+)\.(ipynb|md)", text)): return None
         folder = posixpath.dirname(self.env.current_document.docname)
-        path = MOVED.get(named[1], named[1].removeprefix("docs/"))
+        path = moved_page(named[1])
         tried = [path, posixpath.normpath(posixpath.join(folder, path)), f"nbs/{path}"]
         return next(((t, "") for t in tried if t in self.env.all_docs), None)
 

@@ -39,7 +39,8 @@ def read_module(path: Path, root: Path) -> Module:
             found.setdefault(named, (node, next((cell for line, cell in reversed(cells) if line <= node.lineno), "")))
     public = next((ast.literal_eval(node.value) for node, _ in [found["__all__"]]), []) if "__all__" in found else []
     notebook = re.search(r"File to edit: (?:\.\./)*(\S+?)\.$", text, re.M)
-    return Module(name, ast.get_docstring(tree) or "", notebook[1] if notebook else "", public, found, comments_of(text))
+    texts = [n.value.value for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    return Module(name, next(iter(texts), ""), notebook[1] if notebook else "", public, found, comments_of(text))
 
 
 def names_of(node: ast.stmt) -> list[str]:

@@ -4,12 +4,14 @@ Pages are the notebooks with the outputs that they were committed with, the text
 reference from the package's source, and the figures with their records. No network and no GPU is needed."""
 import html
 import json
+import posixpath
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import nbformat
+from crosslinks import moved_page
 from signatures import reference_pages
 from sphinx.cmd.build import build_main
 
@@ -63,7 +65,7 @@ def shown(path: Path) -> nbformat.NotebookNode:
 
 def moved_up(text: str) -> str:
     "Links of a notebook, for a page in the folder above."
-    return text.replace("](../", "](").replace('src="../', 'src="').replace('href="../', 'href="')
+    return re.sub(r'(\]\(|(?:src|srcset|href)=")\.\./', r"\1", text)
 
 
 def start_page(notebook: Path, toctrees: str) -> nbformat.NotebookNode:
@@ -177,23 +179,32 @@ def linked_files(text: str) -> set[str]:
     return {target for target in map("".join, found) if not re.match(r"[a-z]+:|/", target)}
 
 
-def bring_links(text: str, folder: Path, source: Path, root: Path) -> str:
-    "Copy files of the repository that a page links to; a folder, which a site has no page for, is only named."
+def bring_links(text: str, page: Path, source: Path, root: Path) -> str:
+    """The text of a page with links that lead somewhere in the site: to where a page was moved, or to a file of the repository,
+    which is brought along. What the site has no page for, such as a folder, is only named."""
     for target in linked_files(text):
-        path = (folder/target).resolve()
-        if not path.is_relative_to(source.resolve()) or path.exists(): continue
-        original = root/path.relative_to(source.resolve())
-        if original.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(original, path)
-        elif original.is_dir(): text = re.sub(rf"\[([^\]]*)\]\({re.escape(target)}\)", r"\1", text)
+        path = posixpath.normpath(posixpath.join(page.parent.as_posix(), target))
+        stem, ending = posixpath.splitext(path)
+        moved = moved_page(stem) + ending
+        if moved != path and (source/moved).is_file():
+            there = posixpath.relpath(moved, page.parent.as_posix())
+            text = re.sub(rf"(\]\(|href=\"){re.escape(target)}(?=[)#\"])", lambda m, there=there: m[1] + there, text)
+        elif (source/path).is_file(): continue
+        elif (root/path).is_dir() or ((root/path).is_file() and ending in (".md", ".ipynb")):
+            text = re.sub(rf"\[([^\]]*)\]\({re.escape(target)}(?:#[^)]*)?\)", r"\1", text)
+        elif (root/path).is_file():
+            (source/path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root/path, source/path)
     return text
 
 
-def workflow_page(root: Path) -> str:
-    "How a sweep is run on a cluster, as the README of the workflow says it."
+def workflow_text(root: Path) -> str:
+    "How a sweep is run on a cluster, as the README of the workflow says it, for a page in another folder."
     path = root/"workflow"/"README.md"
-    return re.sub(r"^#", "##", path.read_text(encoding="utf-8"), flags=re.M) if path.exists() else ""
+    if not path.exists(): return ""
+    text = path.read_text(encoding="utf-8")
+    for target in linked_files(text): text = text.replace(f"]({target}", f"](../workflow/{target}")
+    return re.sub(r"^#(?=#* )", "##", text, flags=re.M)
 
 
 def gather(source: Path, root: Path = ROOT) -> None:
@@ -214,7 +225,7 @@ def gather(source: Path, root: Path = ROOT) -> None:
     for path, text in reference_pages(root).items(): write(source/path, text)
     write(source/"results"/"figures.md", figures_page(root/"figures"))
     write(source/"survivors.html", interactive(root/SURVIVORS))
-    if (workflow := workflow_page(root)):
+    if (workflow := workflow_text(root)):
         grid = source/"how_to"/"grid.md"
         write(grid, grid.read_text(encoding="utf-8") + "\n" + workflow)
     toctrees = "\n\n".join(toctree(pages, caption) for caption, pages in sections.items())
@@ -226,10 +237,10 @@ def gather(source: Path, root: Path = ROOT) -> None:
     for path in source.rglob("*.ipynb"):
         nb = nbformat.read(path, as_version=4)
         for cell in nb.cells:
-            if cell.cell_type == "markdown": cell.source = bring_links(cell.source, path.parent, source, root)
+            if cell.cell_type == "markdown": cell.source = bring_links(cell.source, path.relative_to(source), source, root)
         nbformat.write(nb, path)
     for path in source.rglob("*.md"):
-        write(path, bring_links(path.read_text(encoding="utf-8"), path.parent, source, root))
+        write(path, bring_links(path.read_text(encoding="utf-8"), path.relative_to(source), source, root))
 
 
 def build(folder: Path, root: Path = ROOT) -> int: # the exit status of Sphinx
