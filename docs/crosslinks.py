@@ -1,5 +1,5 @@
-"""What the site does beyond Sphinx and MyST-NB: names in prose lead to the reference, names of notebooks to their pages, every
-exported cell has an anchor, and formulas are MathML, which browsers draw without a script."""
+"""What the site does beyond Sphinx and MyST-NB: names in prose lead to the reference, names of notebooks to their pages,
+every exported cell has an anchor, and formulas are MathML, which browsers draw without a script."""
 import posixpath
 import re
 
@@ -12,7 +12,8 @@ from sphinx.util.nodes import make_refnode
 
 # Names that are also plain words of tables and lists: they count only as `train()` or `clca.training.train`.
 WORDS = {"label", "train"}
-MOVED = {"README": "index", "nbs/index": "index", "data/README": "data", "workflow/README": "how_to/grid"} # pages under another path
+# Pages under another path than in the repository.
+MOVED = {"README": "index", "nbs/index": "index", "data/README": "data", "workflow/README": "how_to/grid"}
 SHORT: dict[str, str] = {} # see `name_all`
 
 
@@ -73,8 +74,8 @@ class Names(SphinxPostTransform):
 
 
 def name_all(app: Sphinx, env: BuildEnvironment) -> None:
-    """Once all pages are read: full names by the short ones, without the module, each of which is defined once; for what
-    classes have, with the class."""
+    """Once all pages are read: full names by the short ones, which are those without the module, each defined once;
+    for what classes have, with the class."""
     SHORT.clear()
     for full, entry in env.get_domain("py").objects.items():
         if entry.objtype == "module": continue
@@ -89,7 +90,9 @@ def inside(node: nodes.Node, *kinds: type) -> bool:
     return False
 
 
-def resolve_type(app: Sphinx, env: BuildEnvironment, node: nodes.Element, contnode: nodes.Element) -> nodes.reference | None:
+def resolve_type(
+    app: Sphinx, env: BuildEnvironment, node: nodes.Element, contnode: nodes.Element,
+) -> nodes.reference | None:
     "A type of another module in a signature."
     if node.get("refdomain") != "py": return None
     full = SHORT.get(node["reftarget"].split(".")[-1])

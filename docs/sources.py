@@ -20,7 +20,7 @@ SURVIVORS = "nbs/lab/19_survivors.ipynb" # its figure with a slider stands on th
 TEXTS = ["learn.md", "results.md", "notebooks.md", "works_with.md", "how_to"] # of docs/
 PROJECT = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] # of the repository, where there are such
 
-# Notebooks ------------------------------------------------------------------------------------------------------------
+# Notebooks -----------------------------------------------------------------------------------------------------------
 
 def is_directive(line: str) -> bool: return line.startswith("#|")
 
@@ -76,18 +76,18 @@ def start_page(notebook: Path, toctrees: str) -> nbformat.NotebookNode:
     nb.cells.append(nbformat.v4.new_markdown_cell(toctrees, id="pages"))
     return nb
 
-# The order of the pages -----------------------------------------------------------------------------------------------
+# The order of the pages ----------------------------------------------------------------------------------------------
 
-LEARN = ["00_tokens", "01_schedule", "02_registry", "03_attention", "04_backbone", "04a_weights", "05_sequence", "06_cache",
-         "07_scores", "08_head", "09_spec", "10_walk"]
+LEARN = ["00_tokens", "01_schedule", "02_registry", "03_attention", "04_backbone", "04a_weights", "05_sequence",
+         "06_cache", "07_scores", "08_head", "09_spec", "10_walk"]
 SECTIONS = {
     "Learn": ["learn", *(f"nbs/{name}" for name in LEARN)],
     "Reducers": ["nbs/reducers/99_init", "nbs/reducers/[!9]*"],
-    "How to": ["how_to/photographs", "nbs/train", "nbs/predict", "data", "how_to/keep_rate", "nbs/14_own_reducer", "nbs/15_other_loops",
-               "how_to/grid", "how_to/export"],
+    "How to": ["how_to/photographs", "nbs/train", "nbs/predict", "data", "how_to/keep_rate", "nbs/14_own_reducer",
+               "nbs/15_other_loops", "how_to/grid", "how_to/export"],
     "Reference": ["reference/index"],
-    "Results": ["results", "nbs/lab/41_measured", "nbs/comparison", "nbs/ablation", "nbs/benchmark", "results/figures", "nbs/figures",
-                "nbs/lab/40_defects", "nbs/lab/08_coverage", "works_with"],
+    "Results": ["results", "nbs/lab/41_measured", "nbs/comparison", "nbs/ablation", "nbs/benchmark", "results/figures",
+                "nbs/figures", "nbs/lab/40_defects", "nbs/lab/08_coverage", "works_with"],
     "Notebooks": ["notebooks"],
 }
 GROUPS = { # the notebooks that no section has
@@ -105,7 +105,8 @@ def toctree(pages: list[str], caption: str = "") -> str:
 
 def expanded(pages: list[str], names: list[str]) -> list[str]:
     "Patterns as the pages that they match."
-    return [name for page in pages for name in (sorted(n for n in names if Path(n).match(page)) if "*" in page else [page])]
+    matching = {page: sorted(n for n in names if Path(n).match(page)) if "*" in page else [page] for page in pages}
+    return [name for found in matching.values() for name in found]
 
 
 def order(names: list[str], project: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -130,7 +131,7 @@ def title_and_summary(path: Path) -> tuple[str, str]:
     title, summary = re.search(r"^# (.+)$", text, re.M), re.search(r"^> (.+)$", text, re.M)
     return title[1] if title else path.stem, summary[1] if summary else ""
 
-# Figures --------------------------------------------------------------------------------------------------------------
+# Figures -------------------------------------------------------------------------------------------------------------
 
 def interactive(notebook: Path) -> str:
     "The last figure with a slider that a notebook has among its outputs, as HTML."
@@ -149,24 +150,25 @@ def figure_text(name: str, folder: Path) -> str:
 def figures_page(folder: Path) -> str:
     "Every figure, with what it was made from."
     parts = ["# Figures and their runs",
-             "Each figure is drawn by `nbs/figures.ipynb` from stored records, and a record beside it says from which: the runs, "
-             "the fingerprints of the files that were read, the versions of what drew it, and the command. Titles say whether "
-             "the numbers were published by others or measured here."]
+             "Each figure is drawn by `nbs/figures.ipynb` from stored records, and a record beside it says from which: "
+             "the runs, the fingerprints of the files that were read, the versions of what drew it, and the command. Titles "
+             "say whether the numbers were published by others or measured here."]
     for record in sorted(folder.glob("*.json")):
         facts, name = json.loads(record.read_text(encoding="utf-8")), record.stem
         if not (folder/f"{name}.png").exists(): continue
         runs = facts.get("runs", [])
         listed = "".join(f"<li>{html.escape(str(run))}</li>" for run in runs)
-        sources = ", ".join(f"{file} ({fingerprint})" for file, fingerprint in facts.get("data_hash", {}).items()) or "none"
+        sources = ", ".join(f"{file} ({hashed})" for file, hashed in facts.get("data_hash", {}).items()) or "none"
         alt = html.escape(figure_text(name, folder), quote=True).replace("[", "(").replace("]", ")")
         parts += [f"## {name.replace('_', ' ').capitalize()}", f"![{alt}](../figures/{name}.png)",
-                  f'<p class="record">Read from: {html.escape(sources)}. Files: <a href="../figures/{name}.json">record</a>, '
-                  f'<a href="../figures/{name}.svg">SVG</a>, <a href="../figures/{name}.png">PNG</a>.</p>',
+                  f'<p class="record">Read from: {html.escape(sources)}. '
+                  f'Files: <a href="../figures/{name}.json">record</a>, <a href="../figures/{name}.svg">SVG</a>, '
+                  f'<a href="../figures/{name}.png">PNG</a>.</p>',
                   f"<details><summary>{len(runs)} {'run' if len(runs) == 1 else 'runs'}, and the command</summary>"
                   f"<ul>{listed}</ul><pre>{html.escape(facts.get('command', ''))}</pre></details>"]
     return "\n\n".join(parts) + "\n"
 
-# The whole ------------------------------------------------------------------------------------------------------------
+# The whole -----------------------------------------------------------------------------------------------------------
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,13 +177,14 @@ def write(path: Path, text: str) -> None:
 
 def linked_files(text: str) -> set[str]:
     "Targets of relative links of a Markdown text."
-    found = re.findall(r"\]\(([^)\s#]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    found = re.findall(r"\]\(([^)\s#]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", prose)
     return {target for target in map("".join, found) if not re.match(r"[a-z]+:|/", target)}
 
 
 def bring_links(text: str, page: Path, source: Path, root: Path) -> str:
-    """The text of a page with links that lead somewhere in the site: to where a page was moved, or to a file of the repository,
-    which is brought along. What the site has no page for, such as a folder, is only named."""
+    """The text of a page with links that lead somewhere in the site: to where a page was moved, or to a file of the
+    repository, which is brought along. What the site has no page for, such as a folder, is only named."""
     for target in linked_files(text):
         path = posixpath.normpath(posixpath.join(page.parent.as_posix(), target))
         stem, ending = posixpath.splitext(path)
@@ -204,7 +207,8 @@ def workflow_text(root: Path) -> str:
     if not path.exists(): return ""
     text = path.read_text(encoding="utf-8")
     for target in linked_files(text): text = text.replace(f"]({target}", f"](../workflow/{target}")
-    return re.sub(r"^#(?=#* )", "##", text, flags=re.M)
+    parts = re.split(r"(```.*?```)", text, flags=re.S) # a heading, but not a comment in code, goes one level down
+    return "".join(part if i % 2 else re.sub(r"^#", "##", part, flags=re.M) for i, part in enumerate(parts))
 
 
 def gather(source: Path, root: Path = ROOT) -> None:
@@ -236,8 +240,8 @@ def gather(source: Path, root: Path = ROOT) -> None:
         nbformat.write(page, target)
     for path in source.rglob("*.ipynb"):
         nb = nbformat.read(path, as_version=4)
-        for cell in nb.cells:
-            if cell.cell_type == "markdown": cell.source = bring_links(cell.source, path.relative_to(source), source, root)
+        for cell in (c for c in nb.cells if c.cell_type == "markdown"):
+            cell.source = bring_links(cell.source, path.relative_to(source), source, root)
         nbformat.write(nb, path)
     for path in source.rglob("*.md"):
         write(path, bring_links(path.read_text(encoding="utf-8"), path.relative_to(source), source, root))
@@ -248,8 +252,9 @@ def build(folder: Path, root: Path = ROOT) -> int: # the exit status of Sphinx
     if folder.exists(): shutil.rmtree(folder)
     (source := folder/"source").mkdir(parents=True)
     gather(source, root)
-    extra = f"html_extra_path={(folder/'extra').resolve()}" # figures with their records, under the names that they have
-    return build_main(["--quiet", "-j", "auto", "-W", "--keep-going", "-c", str(root/"docs"), "-D", extra, str(source), str(folder/"html")])
+    extra = f"html_extra_path={(folder/'extra').resolve()}" # figures with their records, under their own names
+    options = ["--quiet", "-j", "auto", "-W", "--keep-going", "-c", str(root/"docs"), "-D", extra]
+    return build_main([*options, str(source), str(folder/"html")])
 
 
 if __name__ == "__main__":
