@@ -59,6 +59,7 @@ def examples_of(
 def _short(name: str, longest: int = 18) -> str: # letters that fit above a small picture
     return name if len(name) <= longest else f"{name[:longest//2]}…{name[-longest//2:]}"
 
+# %% ../../nbs/lab/10c_mistakes.ipynb #e98b1304
 def worst_pairs(
     pairs: pd.DataFrame, # label, prediction, images; worst first, at most eight are drawn
     mistaken: Sequence[ndarray], # for each pair an image [H, W, 3] from 0 to 1 that was taken for another class

@@ -64,6 +64,7 @@ def _reachable(backbone: str) -> str: # empty if it is
     except (ValueError, ConnectionError) as e: return str(e)
     return ""
 
+# %% ../../nbs/lab/06d_paper.ipynb #84cad85e
 def _missing_weights(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     "A sentence for each backbone without weights, or for the file that is not there."
     names = sorted({run["backbone"] for run in runs if run.get("pretrained")})
@@ -102,6 +103,7 @@ def published_names(
     if "weights" not in runs: return runs.backbone
     return runs.backbone.mask(runs.weights.fillna("").astype(bool) & (runs.backbone == MOCO.partition(".")[0]), MOCO)
 
+# %% ../../nbs/lab/06d_paper.ipynb #73c51e07
 def overlaid(
     runs: pd.DataFrame, # own runs, from `load_runs`
 ) -> pd.DataFrame: # cells of both sources, in those settings that were run here
@@ -110,6 +112,7 @@ def overlaid(
     paper = cells(published().query("serial in @_SERIALS"))
     return pd.concat([paper.merge(own[_CELL]), own], ignore_index=True)
 
+# %% ../../nbs/lab/06d_paper.ipynb #45e577f3
 def differences(
     both: pd.DataFrame, # from `overlaid`
 ) -> pd.DataFrame: # a row for each setting that both have: published, ours, ours - published, seeds of ours

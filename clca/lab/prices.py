@@ -71,6 +71,7 @@ def bill(
     groups = left.groupby(["image_size", "dataset", "source"])
     return groups.agg(runs=("name", "size"), done=("done", "sum"), gpu_hours=("gpu_hours", "sum"))
 
+# %% ../../nbs/lab/06c_prices.ipynb #c2d32030
 def total(
     table: pd.DataFrame, # from `priced`
 ) -> str:

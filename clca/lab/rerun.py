@@ -54,6 +54,7 @@ def _weights(first: Path, again: Path) -> str:
         return f"the weights differ in {len(other)} of {len(a)} tensors"
     return ""
 
+# %% ../../nbs/lab/19_rerun.ipynb #0bc85f53
 def _answers(first: Path, again: Path) -> str:
     "The same for the answers to the test images."
     a, b = (pd.read_csv(folder/"predictions.csv", dtype=str, keep_default_na=False) for folder in (first, again))

@@ -75,6 +75,7 @@ def _png(image: ndarray) -> str:
     Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
+# %% ../../nbs/lab/19_survivors.ipynb #d9b2903f
 def _states(maps: Sequence[ndarray], at: Sequence[int], depth: int) -> list[dict]:
     "What is left before the first block and after each, with its words."
     whole, states = np.ones_like(maps[0]), []

@@ -71,6 +71,7 @@ def _folder(place: Path) -> tuple[list[str], dict[str, str]]: # files; name → 
                       f"{name} ({why}): attrs['left_out'] of the table names all", stacklevel=4)
     return good, left
 
+# %% ../../nbs/training/09_predictor.ipynb #6ca05ec1
 def _checked(paths: Sequence[str]) -> None:
     "Raise `FileNotFoundError` or `ValueError` with one sentence for the first file that cannot be used."
     for path in paths:
@@ -141,10 +142,12 @@ def _place(run: str | Path) -> Path:
         raise ConnectionError(f"{run} cannot be fetched ({said(e)}): fetch config.json and model.safetensors "
                               "elsewhere, and give the path of their folder") from e
 
+# %% ../../nbs/training/09_predictor.ipynb #14d7f038
 def _class_names(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     "What the classes are called: as the folder says, else by their numbers."
     return list(config.get("classes") or map(str, range(bare(model).num_classes)))
 
+# %% ../../nbs/training/09_predictor.ipynb #fd426bbb
 def _device(name: str) -> str:
     nearest(name.partition(":")[0], ("auto", "cpu", "cuda", "mps"), "device")
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
