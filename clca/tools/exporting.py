@@ -154,7 +154,7 @@ _START = {
 }
 
 # %% ../../nbs/tools/04_exporting.ipynb #c0ffee03
-_LOAD = '''\
+_LOAD = """\
 def load(path):
     image = Image.open(path)
     tags, clear = getattr(image, "tag_v2", {}), image.info.get("transparency")
@@ -172,7 +172,7 @@ def load(path):
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB").resize((W, H), Image.Resampling[about["interpolation"].upper()])
     pixels = np.asarray(image, dtype=np.float32)[top:top + h, left:left + w] / 255
-    return ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1).astype(np.float32)'''
+    return ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1).astype(np.float32)"""
 
 # %% ../../nbs/tools/04_exporting.ipynb #7c613fb0
 _NOTE = """# {file}
