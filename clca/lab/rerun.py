@@ -43,7 +43,8 @@ def parameters_from(
     told = {name: record[name] for name in defaults if record.get(name) is not None}
     told |= {name: json.loads(told[name]) for name, default in defaults.items()
              if isinstance(default, dict) and isinstance(told.get(name), str)} # a line of a collection is flat
-    return {**told, "precision": record.get("precision_used", told.get("precision", "auto")), "logger": "none", "out": ""}
+    precision = record.get("precision_used") or told.get("precision", "auto")
+    return told | dict(precision=precision, logger="none", out="")
 
 # %% ../../nbs/lab/19_rerun.ipynb #0ed03715
 def _weights(first: Path, again: Path) -> str:
@@ -59,7 +60,8 @@ def _answers(first: Path, again: Path) -> str:
     "The same for the answers to the test images."
     a, b = (pd.read_csv(folder/"predictions.csv", dtype=str, keep_default_na=False) for folder in (first, again))
     if len(a) != len(b): return f"there are {len(b)} answers instead of {len(a)}"
-    other = (a[["label", "prediction"]].values != b[["label", "prediction"]].values).any(1).sum()
+    columns = ["label", "prediction"]
+    other = (a[columns].values != b[columns].values).any(1).sum()
     return f"{other} of {len(a)} answers differ" if other else ""
 
 # %% ../../nbs/lab/19_rerun.ipynb #2b0fa1a0
@@ -77,8 +79,9 @@ def differences(
     return [words for words in found if words]
 
 # %% ../../nbs/lab/19_rerun.ipynb #ef40ffe1
-_CIRCUMSTANCES = {"git_commit": "code", "device": "machine", "data_hash": "data", "weights_hash": "weights to start from",
-                  "teacher_hash": "teacher", "precision_used": "precision"}
+_CIRCUMSTANCES = {
+    "git_commit": "code", "device": "machine", "data_hash": "data", "weights_hash": "weights to start from",
+    "teacher_hash": "teacher", "precision_used": "precision"}
 
 def circumstances(
     first: Mapping[str, Any], # record
@@ -86,9 +89,10 @@ def circumstances(
 ) -> list[str]:
     "What was different about two runs of the same parameters, in words."
     names = _CIRCUMSTANCES | {name: name.removeprefix("version_") for name in first if name.startswith("version_")}
-    pairs = {words: (first[name], again.get(name)) for name, words in names.items() if name in first}
-    changed = [f"{words} {new or 'unknown'} instead of {old or 'unknown'}" for words, (old, new) in pairs.items() if old != new]
-    return changed + ["code that is not committed"] * any(str(r.get("git_commit")).endswith("+") for r in (first, again))
+    changed = [f"{words} {again.get(name) or 'unknown'} instead of {first[name] or 'unknown'}"
+               for name, words in names.items() if name in first and first[name] != again.get(name)]
+    loose = any(str(record.get("git_commit")).endswith("+") for record in (first, again))
+    return changed + ["code that is not committed"] * loose
 
 # %% ../../nbs/lab/19_rerun.ipynb #ae99892a
 def verdict(
@@ -106,8 +110,8 @@ def verdict(
 def rerun(
     run: str, # folder of a finished run, or the id of a run in a committed collection
 ) -> str: # `verdict`
-    """Make a run again in `runs/rerun/<its id>`, and compare. Stopped, it goes on there; what is finished there is only
-    compared. Raises what `recorded_run` raises, and `CalledProcessError` if the run fails."""
+    """Make a run again in `runs/rerun/<its id>`, and compare. Stopped, it goes on there; what is finished there
+    is only compared. Raises what `recorded_run` raises, and `CalledProcessError` if the run fails."""
     record, folder = recorded_run(run)
     out = destination("runs/rerun")/record["run_id"]
     out.mkdir(parents=True, exist_ok=True)
