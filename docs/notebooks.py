@@ -33,6 +33,7 @@ READS = { # records whose change makes the outputs old
     "benchmark": ["data/benchmark/*"],
     "figures": ["data/runs/*", "data/runs/*/*", "data/benchmark/*", "data/published/*"],
 }
+COLOURS = 64 # of a picture on a page: with fewer, two variants get one colour
 AFTER = {"predict": "train"} # shows the model of another
 
 
@@ -59,9 +60,13 @@ def source_hash(name: str, root: Path = ROOT) -> str:
 def picture(data: str, text: str) -> tuple[str, str]:
     "A PNG in base64 with fewer colours, and the same as an image for pages, with its text."
     from PIL import Image # not needed to check a hash
-    image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").quantize(48)
+    whole = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    image = whole.quantize(COLOURS, dither=Image.Dither.NONE)
     image.save(png := io.BytesIO(), "PNG", optimize=True)
-    image.convert("RGB").save(webp := io.BytesIO(), "WEBP", lossless=True)
+    copies = [io.BytesIO(), io.BytesIO()] # lines are smaller without loss, photographs with it
+    image.convert("RGB").save(copies[0], "WEBP", lossless=True)
+    whole.save(copies[1], "WEBP", quality=60)
+    webp = min(copies, key=lambda file: len(file.getvalue()))
     code = base64.b64encode(webp.getvalue()).decode()
     page = f'<img alt="{html.escape(text)}" src="data:image/webp;base64,{code}">'
     return base64.b64encode(png.getvalue()).decode(), page
@@ -109,8 +114,6 @@ def found(value):
 def execute(name: str) -> None:
     "Run a notebook and store its outputs in it; its source stays as it is."
     import papermill
-    from clca.training.records import provenance
-    from nbdev.clean import nbdev_clean
     folder = ROOT / MADE / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -118,16 +121,24 @@ def execute(name: str) -> None:
     path = ROOT / "nbs" / f"{name}.ipynb"
     done = papermill.execute_notebook(str(path), str(folder / path.name), given, cwd=str(ROOT), progress_bar=False,
                                       stderr_file=sys.stderr)
-    shown = [cell for cell in done.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
+    store(name, done)
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 2**10:.0f} KiB", flush=True)
+
+
+def store(name: str, done: NotebookNode) -> None:
+    "Put the outputs of an executed copy into a notebook, with what they belong to."
+    from clca.training.records import provenance
+    from nbdev.clean import nbdev_clean
+    path = ROOT / "nbs" / f"{name}.ipynb"
+    shown = [c for c in done.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
     nb = nbformat.read(path, 4)
     for number, (cell, ran) in enumerate(zip((c for c in nb.cells if c.cell_type == "code"), shown, strict=True)):
-        assert cell.source == ran.source
+        if cell.source != ran.source: sys.exit(f"{path.name} was changed while it ran: run it again")
         cell.outputs = outputs(ran, number)
     about = {key: provenance()[key] for key in ("git_commit", "machine", "date")}
     nb.metadata["made"] = dict(source=source_hash(name), given=RUNS[name], **about)
     nbformat.write(nb, path)
     nbdev_clean(str(path))
-    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 2**10:.0f} KiB", flush=True)
 
 
 if __name__ == "__main__":
