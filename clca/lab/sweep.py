@@ -51,7 +51,7 @@ def make_plan(
     "A plan in which each run can work. Raises what `check_runs` raises."
     plan = SweepPlan(list(runs), rates=list(rates), keeps=list(keeps), **more)
     tries = trials(runs, rates, keeps) if runs else []
-    if rates and not tries: raise ValueError(f"no run has one of the keep rates lr_keeps = {list(keeps)}, to try rates at")
+    if rates and not tries: raise ValueError(f"no run has a keep rate of lr_keeps = {list(keeps)}, to try rates at")
     hashes = check_runs([*runs, *tries], plan.notebook)
     return SweepPlan(**{**asdict(plan), "trials": tries, "data": hashes})
 
@@ -75,7 +75,8 @@ def read_plan(
     path = destination(folder)/"plan.json"
     if not path.exists(): raise ValueError(f"{path.parent} has no plan.json: nbs/plan.ipynb writes one")
     try: return SweepPlan(**read_record(path))
-    except TypeError: raise ValueError(f"{path} is a plan of another version: let nbs/plan.ipynb write it again") from None
+    except TypeError:
+        raise ValueError(f"{path} is a plan of another version: let nbs/plan.ipynb write it again") from None
 
 # %% ../../nbs/lab/06_sweep.ipynb #21bd68c9
 def command(
