@@ -49,7 +49,7 @@ def paper_runs(
 def _missing_data(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     "A sentence for the folder, or for each data set that is not whole."
     for root in {run["data_root"] for run in runs}:
-        if not Path(root).expanduser().is_dir():
+        if not root or not Path(root).expanduser().is_dir():
             yield f"DATA={root!r} is no folder: give the one that holds the five leaf sets (data/README.md says how)"
             continue
         for name, partial in sorted({(run["dataset"], run.get("partial", False)) for run in runs if run["data_root"] == root}):
