@@ -29,7 +29,8 @@ def stated_minutes(
 ) -> np.ndarray: # of each; nan where nothing like it was logged
     "Minutes of one GPU that the authors needed for runs like these, for as many epochs."
     logged = published().groupby(_SETTING).train_minutes.mean()
-    settings = [tuple((run | {"variant": recorded_variant(run)}).get(name) for name in _SETTING) for run in map(dict, runs)]
+    named = [{**run, "variant": recorded_variant(run)} for run in runs]
+    settings = [tuple(run.get(name) for name in _SETTING) for run in named]
     epochs = np.array([with_protocol(run).get("epochs", _EPOCHS) for run in runs])
     return logged.reindex(pd.MultiIndex.from_tuples(settings, names=_SETTING)).to_numpy()*epochs/_EPOCHS
 
@@ -56,10 +57,12 @@ def priced(
     stated, measured = stated_minutes(runs), _measured(runs, own)
     ratios = (own/stated)[np.isfinite(own/stated)]
     guess = stated*(np.median(ratios) if len(ratios) else 1)
-    source = np.where(np.isfinite(measured), "measured", np.where(np.isnan(guess), "unknown", "scaled" if len(ratios) else "stated"))
+    guessed = np.where(np.isnan(guess), "unknown", "scaled" if len(ratios) else "stated")
+    source = np.where(np.isfinite(measured), "measured", guessed)
     facts = {name: [run.get(name) for run in runs] for name in ("dataset", "image_size")}
     minutes = np.where(np.isfinite(own), own, np.where(np.isfinite(measured), measured, guess))
-    return pd.DataFrame(dict(name=[run_folder(run) for run in runs], **facts, done=[record is not None for record in done],
+    names, there = [run_folder(run) for run in runs], [record is not None for record in done]
+    return pd.DataFrame(dict(name=names, **facts, done=there,
                              minutes=minutes, source=source))
 
 # %% ../../nbs/lab/06c_prices.ipynb #065d5a65

@@ -108,7 +108,7 @@ def answer_table(
 ) -> pd.DataFrame: # path, answer_1, share_1, answer_2, …
     "The best answers for each image, with the share (softmax) that the model gives to each."
     shares, numbers = (values.cpu() for values in logits.softmax(1).topk(min(top, logits.shape[1])))
-    columns = dict(path=list(names))
+    columns: dict[str, Any] = dict(path=list(names))
     for rank in range(shares.shape[1]):
         columns |= {f"answer_{rank + 1}": np.array(classes)[numbers[:, rank]],
                     f"share_{rank + 1}": shares[:, rank].double().numpy().round(4)}
