@@ -35,14 +35,16 @@ def change_table(file):
 def changed(tmp_path, monkeypatch):
     "All records are others."
     for name in ("runs", "benchmark", "published"): shutil.copytree(ROOT/"data"/name, tmp_path/"data"/name)
-    shutil.copy(ROOT/"data"/"coverage.csv", tmp_path/"data")
+    for name in ("coverage.csv", "commands.json"): shutil.copy(ROOT/"data"/name, tmp_path/"data")
     for file in (tmp_path/"data"/"runs").glob("*.jsonl"): change_runs(file)
     for file in [*(tmp_path/"data"/"benchmark").glob("*.csv"), tmp_path/"data"/"coverage.csv"]: change_table(file)
     change_table(tmp_path/"data"/"published"/"published_results.csv")
     monkeypatch.setattr("clca.training.paths.checkout", lambda: tmp_path)
 
 MEASURED = re.compile(r"\b(worth|score|supported|measured|published_worth)\(")
-SAID = [place for text in prose() for place in re.findall(r"\{\{.+?\}\}", text, re.S) if MEASURED.search(place)]
+STAYS = re.compile(r"\.(n|keep|threads|device|precision)\b(?!\()") # how it was measured, which `changed` leaves as it is
+SAID = [place for text in prose() for place in re.findall(r"\{\{.+?\}\}", text, re.S)
+        if MEASURED.search(place) and not STAYS.search(place)]
 TOLD = {place: with_numbers(place) for place in PLACES + SAID}
 
 @pytest.mark.parametrize("place", TOLD)
@@ -53,7 +55,6 @@ def test_the_readme_follows_its_records(changed):
     assert "{{" not in before and "}}" not in before
     assert (readme() != before) == bool(SAID)
 
-@pytest.mark.xfail(reason="the README still has numbers that somebody typed", strict=True)
 def test_nobody_typed_a_number_into_the_readme():
     assert not [number for text in prose() for number in typed_numbers(text)]
 
