@@ -1,5 +1,8 @@
 # make train            the main job: KEEP=0.25, more parameters by P="-p epochs 2 -p head linear", another folder by OUT=runs/mine
+# make rerun RUN=…      a run again from its record alone (its folder, or its id in data/runs), and what is equal
 # make ablation         the small grid: plan, runs and report by Snakemake, CORES=2 at a time; P="-p preset smoke" plans another
+# make paper            the published grid on DATA=folder with the leaf sets; DRY=1 only says what is missing and what it costs;
+# make paper|ablation    PROFILE=slurm or PROFILE=gpus: on a cluster, on all GPUs of this machine (workflow/README.md)
 # make test             every notebook, every test and ruff
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
@@ -22,9 +25,12 @@ DEPS := settings.ini setup.py pyproject.toml constraints.txt
 MADE := $(VENV)/.made-$(shell (pwd; cat $(DEPS)) | cksum | cut -d' ' -f1)
 OUT ?=
 CORES ?= 2
-export KEEP P OUT
+DATA ?=
+PROFILE ?=
+DRY ?=
+export KEEP P OUT RUN DATA
 
-.PHONY: help env train test test-fast interop coverage mutants audit docs notebooks ablation figures benchmark predict prepare readme
+.PHONY: help env train rerun test test-fast interop coverage mutants audit docs notebooks ablation paper figures benchmark predict prepare readme
 .DELETE_ON_ERROR:
 
 help:
@@ -65,14 +71,27 @@ train: $(MADE)
 benchmark predict: $(MADE)
 	$(call run,runs/$@$(SLUG),-p out "$$out")
 
+# $(call sweep,folder,notebook that plans,parameters): plan, runs and report.
 # Runs of other code are put aside and made again; ACCEPT_CODE=1 keeps them. If runs fail, what is there is reported.
+define sweep
+$(call papermill,$(1),$(2),-p out "$$out" $(3)) && { \
+	$(BIN)/python -m snakemake -s workflow/Snakefile -d "$$out" $(if $(PROFILE),--profile workflow/profiles/$(PROFILE),--cores $(CORES)) \
+	$(if $(DRY),--dry-run --quiet rules) $(if $(ACCEPT_CODE),--config accept_code=1); \
+	status=$$?; $(if $(DRY),,$(BIN)/python docs/repository.py results "$$out";) exit $$status; }
+endef
+
 ablation: $(MADE)
-	$(call papermill,runs/$@,plan,-p out "$$out") && { \
-	$(BIN)/python -m snakemake -s workflow/Snakefile -d "$$out" --cores $(CORES) $(if $(ACCEPT_CODE),--config accept_code=1); \
-	status=$$?; $(BIN)/python docs/repository.py results "$$out"; exit $$status; }
+	$(call sweep,runs/$@,plan)
+
+paper: $(MADE)
+	$(call sweep,runs/$@,plan_paper,-r data "$$DATA" $(if $(DRY),-p dry True))
 
 figures: $(MADE)
 	$(call run,runs/$@)
+
+rerun: $(MADE)
+	@[ "$$RUN" ] || { echo 'Name a run: make rerun RUN=runs/mine, or an id in data/runs' >&2; exit 1; }
+	$(BIN)/python docs/repository.py rerun "$$RUN"
 
 test: $(MADE)
 	$(BIN)/python -m pytest --durations=5 $(T)
@@ -84,12 +103,11 @@ interop: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[interop]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -m client --table docs/works_with.md $(T)
 
-# The quick tests that see what the examples of the notebooks do not.
-COVERING := checkpoints weights open timm properties export model
+# The examples of the notebooks, the quick tests that see what these do not, and all of what is written to a file.
+COVERING := checkpoints weights open timm properties
 coverage: $(MADE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=html --cov-report= \
-	    tests/examples.py $(COVERING:%=tests/test_%.py) $(T)
-	$(BIN)/python -m coverage report
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --cov --cov-report= tests/examples.py $(COVERING:%=tests/test_%.py) $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-append --cov-report=html tests/test_export.py $(T)
 
 mutants: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'

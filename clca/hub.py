@@ -79,7 +79,9 @@ def hub_config(model: TokenReducedViT) -> dict[str, Any]: # for JSON
     prepared = {name: model.pretrained_cfg[name] for name in names if name in model.pretrained_cfg}
     return dict(spec=spec | dict(timm_kwargs=dict(spec["timm_kwargs"])), pretrained_cfg=prepared)
 
-def _save_pretrained(model: TokenReducedViT, save_directory: Any, *, config: dict[str, Any] | None = None, **rest: Any) -> Any:
+def _save_pretrained(
+    model: TokenReducedViT, save_directory: Any, *, config: dict[str, Any] | None = None, **rest: Any,
+) -> Any:
     "Write weights and `hub_config` into a folder. Raises `ValueError`, see `check_spec`."
     check_spec(model)
     return super(TokenReducedViT, model).save_pretrained(save_directory, config=config or hub_config(model), **rest)
@@ -93,7 +95,8 @@ def check_named_parts(spec: Spec) -> None:
     known(HEADS, spec.head)
 
 def _from_pretrained(
-    cls: type[TokenReducedViT], *, model_id: str, config: dict[str, Any], spec: Spec | None = None, strict: bool = True, **rest: Any,
+    cls: type[TokenReducedViT], *, model_id: str, config: dict[str, Any], spec: Spec | None = None,
+    strict: bool = True, **rest: Any,
 ) -> TokenReducedViT:
     "What the mixin asks for when it has read a folder's config.json."
     if spec is None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import AnyModule
 from .backbone import check_images

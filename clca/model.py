@@ -245,7 +245,8 @@ def wrap(
     """Reduce the tokens of a timm model that one already has.
     Raises `TypeError` by name for what cannot be walked, `ValueError` for options."""
     plain: AnyModule = unwrap_model(vit)
-    if isinstance(plain, TimmInterface): raise TypeError("this model reduces tokens already: wrap the timm model itself")
+    if isinstance(plain, TimmInterface):
+        raise TypeError("this model reduces tokens already: wrap the timm model itself")
     check_backbone(plain)
     asked = split_options(options)
     _check_built(asked)

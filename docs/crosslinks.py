@@ -1,5 +1,5 @@
-"""What the site does beyond Sphinx and MyST-NB: names in prose lead to the reference, names of notebooks to their pages, every
-exported cell has an anchor, and formulas are MathML, which browsers draw without a script."""
+"""What the site does beyond Sphinx and MyST-NB: names in prose lead to the reference, names of notebooks to their pages,
+every exported cell has an anchor, and formulas are MathML, which browsers draw without a script."""
 import posixpath
 import re
 
@@ -12,8 +12,14 @@ from sphinx.util.nodes import make_refnode
 
 # Names that are also plain words of tables and lists: they count only as `train()` or `clca.training.train`.
 WORDS = {"label", "train"}
-MOVED = {"nbs/index": "index", "data/README": "data", "workflow/README": "how_to/grid"} # pages under another path
+# Pages under another path than in the repository.
+MOVED = {"README": "index", "nbs/index": "index", "data/README": "data", "workflow/README": "how_to/grid"}
 SHORT: dict[str, str] = {} # see `name_all`
+
+
+def moved_page(path: str) -> str:
+    "Where the site has what lies at a path of the repository; both without ending."
+    return MOVED.get(path, path.removeprefix("docs/"))
 
 
 def formula(text: str, block: bool) -> str:
@@ -54,7 +60,7 @@ class Names(SphinxPostTransform):
         "The page of a notebook or text that is named by its path, from the repository or from the page's own folder."
         if not (named := re.fullmatch(r"([\w/]+)\.(ipynb|md)", text)): return None
         folder = posixpath.dirname(self.env.current_document.docname)
-        path = MOVED.get(named[1], named[1].removeprefix("docs/"))
+        path = moved_page(named[1])
         tried = [path, posixpath.normpath(posixpath.join(folder, path)), f"nbs/{path}"]
         return next(((t, "") for t in tried if t in self.env.all_docs), None)
 
@@ -68,8 +74,8 @@ class Names(SphinxPostTransform):
 
 
 def name_all(app: Sphinx, env: BuildEnvironment) -> None:
-    """Once all pages are read: full names by the short ones, without the module, each of which is defined once; for what
-    classes have, with the class."""
+    """Once all pages are read: full names by the short ones, which are those without the module, each defined once;
+    for what classes have, with the class."""
     SHORT.clear()
     for full, entry in env.get_domain("py").objects.items():
         if entry.objtype == "module": continue
@@ -84,7 +90,9 @@ def inside(node: nodes.Node, *kinds: type) -> bool:
     return False
 
 
-def resolve_type(app: Sphinx, env: BuildEnvironment, node: nodes.Element, contnode: nodes.Element) -> nodes.reference | None:
+def resolve_type(
+    app: Sphinx, env: BuildEnvironment, node: nodes.Element, contnode: nodes.Element,
+) -> nodes.reference | None:
     "A type of another module in a signature."
     if node.get("refdomain") != "py": return None
     full = SHORT.get(node["reftarget"].split(".")[-1])

@@ -1,4 +1,5 @@
 """What `make` calls: `python docs/repository.py results FOLDER` says what a run left behind,
+`python docs/repository.py rerun RUN` makes a run again and compares,
 `python docs/repository.py readme` makes README.md from nbs/index.ipynb,
 `python docs/repository.py record TARGET` runs `make TARGET` and keeps what it printed last, for the README,
 `python docs/repository.py licences` makes docs/licences.md from what is installed."""
@@ -128,6 +129,14 @@ The licences are those that the packages name in their metadata.
 |---|---|---|
 """
 
+def rerun(run: str) -> None:
+    "Make a run again and print what is equal; a record that is not there or not whole ends it with a sentence."
+    from clca.lab import rerun # which needs the whole environment, and the rest of this file nothing
+
+    try: print(rerun.rerun(run))
+    except (ValueError, FileNotFoundError) as e: sys.exit(str(e))
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["readme"]: write_readme()
     elif sys.argv[1:2] == ["record"] and len(sys.argv) == 3: record(sys.argv[2])
@@ -135,4 +144,5 @@ if __name__ == "__main__":
         page = ROOT / "docs" / "licences.md"
         page.write_text(licences(page.read_text(encoding="utf-8") if page.exists() else ""), encoding="utf-8")
     elif sys.argv[1:2] == ["results"] and len(sys.argv) == 3: show_results(sys.argv[2])
+    elif sys.argv[1:2] == ["rerun"] and len(sys.argv) == 3: rerun(sys.argv[2])
     else: sys.exit(__doc__)

@@ -1,5 +1,5 @@
-"""The reference pages of the site, read from the package's source without importing it: signatures, the comment beside each
-parameter, what is raised, and the cell of the notebook in which each name is explained."""
+"""The reference pages of the site, read from the package's source without importing it: signatures, the comment beside
+each parameter, what is raised, and the cell of the notebook in which each name is explained."""
 import ast
 import io
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 Definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
 FLOORS = { # sub-package: its title, what is in it
-    "clca": ("The method", "What whoever reads the paper or reduces a model needs: tokens, schedule, cache, head, walk, model."),
+    "clca": ("The method", "For whoever reads the paper or reduces a model: tokens, schedule, cache, head, walk, model."),
     "clca.reducers": ("The reducers", "One module for each way to reduce, and what they have in common."),
     "clca.tools": ("The tools", "For whoever uses a model: traces, cost, checkpoints, export."),
     "clca.training": ("Training", "For whoever trains a model: data, recipe, loop, records."),
@@ -39,20 +39,22 @@ def read_module(path: Path, root: Path) -> Module:
             found.setdefault(named, (node, next((cell for line, cell in reversed(cells) if line <= node.lineno), "")))
     public = next((ast.literal_eval(node.value) for node, _ in [found["__all__"]]), []) if "__all__" in found else []
     notebook = re.search(r"File to edit: (?:\.\./)*(\S+?)\.$", text, re.M)
-    return Module(name, ast.get_docstring(tree) or "", notebook[1] if notebook else "", public, found, comments_of(text))
+    texts = [n.value.value for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    return Module(name, next(iter(texts), ""), notebook[1] if notebook else "", public, found, comments_of(text))
 
 
 def names_of(node: ast.stmt) -> list[str]:
     "What a statement defines."
     if isinstance(node, ast.FunctionDef | ast.ClassDef): return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
     return [n.id for t in targets for n in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(n, ast.Name)]
 
 
 def comments_of(text: str) -> dict[int, str]:
     "Comments beside code, by line."
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT and t.line.lstrip()[:1] != "#"}
+    found = [t for t in tokens if t.type == tokenize.COMMENT and not t.line.lstrip().startswith("#")]
+    return {t.start[0]: t.string.lstrip("# ") for t in found}
 
 
 def modules(root: Path) -> list[Module]:
@@ -139,9 +141,9 @@ def parameters(function: ast.FunctionDef, module: Module, method: bool = False) 
 def message(node: ast.expr | None) -> str:
     "The text of an error, with the values that it names in braces."
     if isinstance(node, ast.Constant) and isinstance(node.value, str): return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(v.value if isinstance(v, ast.Constant) else "{" + ast.unparse(v.value) + "}" for v in node.values)
-    return ""
+    if not isinstance(node, ast.JoinedStr): return ""
+    parts = [v.value if isinstance(v, ast.Constant) else "{" + ast.unparse(v.value) + "}" for v in node.values]
+    return "".join(parts)
 
 
 def raised(node: ast.AST) -> str:
@@ -164,7 +166,7 @@ def described(node: ast.AST) -> str: return prose(ast.get_docstring(node) or "")
 
 def fields(node: ast.ClassDef, module: Module) -> list[ast.AnnAssign]:
     "Fields of a record, public ones."
-    return [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and n.target.id[0] != "_"]
+    return [n for n in node.body if isinstance(n, ast.AnnAssign) and not ast.unparse(n.target).startswith("_")]
 
 
 def is_record(node: ast.ClassDef) -> bool:
@@ -173,7 +175,8 @@ def is_record(node: ast.ClassDef) -> bool:
 
 
 def of_function(name: str, node: ast.FunctionDef, module: Module, source: str) -> str:
-    return directive("function", name + signature(node), [described(node), parameters(node, module), raised(node), source])
+    parts = [described(node), parameters(node, module), raised(node), source]
+    return directive("function", name + signature(node), parts)
 
 
 def of_method(node: ast.FunctionDef, module: Module) -> str:
@@ -197,10 +200,10 @@ def of_class(name: str, node: ast.ClassDef, module: Module, source: str) -> str:
     head = name
     if made: head, parts = name + signature(made, method=True), [*parts, parameters(made, module, method=True)]
     elif records and is_record(node):
-        head += "(" + ", ".join(ast.unparse(f.target) + (f"={ast.unparse(f.value)}" if f.value else "") for f in records) + ")"
+        head += f"({', '.join('='.join(ast.unparse(n) for n in (f.target, f.value) if n) for f in records)})"
     if records:
-        rows = [[f"**{prose(f.target.id)}**", typed(f.annotation, f.value), prose(module.comments.get(f.end_lineno, ""))]
-                for f in records]
+        rows = [[f"**{prose(f.target.id)}**", typed(f.annotation, f.value), prose(comment)]
+                for f in records for comment in [module.comments.get(f.end_lineno, "")]]
         parts.append(table(["field", "type and default", "meaning"], rows))
     shown = [m for m in methods.values() if m.name[0] != "_" or m.name == "__call__"]
     if made: parts.append(raised(made))
@@ -219,7 +222,7 @@ def entry(name: str, module: Module) -> str:
     node, cell = module.definitions[name]
     page = module.notebook.removesuffix(".ipynb")
     source = f'<p class="source"><a href="../{page}.html#cell-{cell}">source and examples</a></p>' if cell else ""
-    make = of_class if isinstance(node, ast.ClassDef) else of_function if isinstance(node, ast.FunctionDef) else of_value
+    make = {ast.ClassDef: of_class, ast.FunctionDef: of_function}.get(type(node), of_value)
     return make(name, node, module, source)
 
 
@@ -248,15 +251,17 @@ def reference_pages(root: Path) -> dict[str, str]:
     tocs = []
     for floor, (title, what) in FLOORS.items():
         inside = [m for m in found if floor_of(m) == floor]
-        listed = [f"- [{m.name}]({m.name}.md): {prose(m.summary)}  \n  {', '.join(f'`{n}`' for n in own_names(m))}" for m in inside]
+        listed = [f"- [{m.name}]({m.name}.md): {prose(m.summary)}  \n  {', '.join(map(code, own_names(m)))}"
+                  for m in inside]
         toc = "\n".join(["```{toctree}", ":hidden:", "", *(m.name for m in inside), "```"])
         pages[f"reference/floor-{floor}.md"] = "\n\n".join(
             [f"# {title}", what, "\n".join(listed), toc]) + "\n"
         tocs.append(f"floor-{floor}")
     rows = [[f"[{title}](floor-{floor}.md)", f"`{floor}`", what] for floor, (title, what) in FLOORS.items()]
     toc = "\n".join(["```{toctree}", ":hidden:", "", *tocs, "```"])
-    text = ("Every public name: its signature, what each parameter means and which shape it has, what is returned, which errors "
-            "are raised with which words, and a link to the cell that defines and explains it. Names in the prose of all other "
-            "pages lead here. The alphabetical list is the [index](genindex).")
-    pages["reference/index.md"] = "\n\n".join(["# Reference", text, table(["floor", "package", "for what"], rows), toc]) + "\n"
+    text = ("Every public name: its signature, what each parameter means and which shape it has, what is returned, "
+            "which errors are raised with which words, and a link to the cell that defines and explains it. Names in the prose "
+            "of all other pages lead here. The alphabetical list is the [index](genindex).")
+    floors = table(["floor", "package", "for what"], rows)
+    pages["reference/index.md"] = "\n\n".join(["# Reference", text, floors, toc]) + "\n"
     return pages

@@ -4,12 +4,14 @@ Pages are the notebooks with the outputs that they were committed with, the text
 reference from the package's source, and the figures with their records. No network and no GPU is needed."""
 import html
 import json
+import posixpath
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import nbformat
+from crosslinks import moved_page
 from signatures import reference_pages
 from sphinx.cmd.build import build_main
 
@@ -20,7 +22,7 @@ SURVIVORS = "nbs/lab/19_survivors.ipynb" # its figure with a slider stands on th
 TEXTS = ["learn.md", "results.md", "notebooks.md", "works_with.md", "how_to"] # of docs/
 PROJECT = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] # of the repository, where there are such
 
-# Notebooks ------------------------------------------------------------------------------------------------------------
+# Notebooks -----------------------------------------------------------------------------------------------------------
 
 def is_directive(line: str) -> bool: return line.startswith("#|")
 
@@ -65,7 +67,7 @@ def shown(path: Path) -> nbformat.NotebookNode:
 
 def moved_up(text: str) -> str:
     "Links of a notebook, for a page in the folder above."
-    return text.replace("](../", "](").replace('src="../', 'src="').replace('href="../', 'href="')
+    return re.sub(r'(\]\(|(?:src|srcset|href)=")\.\./', r"\1", text)
 
 
 def start_page(notebook: Path, toctrees: str) -> nbformat.NotebookNode:
@@ -76,18 +78,18 @@ def start_page(notebook: Path, toctrees: str) -> nbformat.NotebookNode:
     nb.cells.append(nbformat.v4.new_markdown_cell(toctrees, id="pages"))
     return nb
 
-# The order of the pages -----------------------------------------------------------------------------------------------
+# The order of the pages ----------------------------------------------------------------------------------------------
 
-LEARN = ["00_tokens", "01_schedule", "02_registry", "03_attention", "04_backbone", "04a_weights", "05_sequence", "06_cache",
-         "07_scores", "08_head", "09_spec", "10_walk"]
+LEARN = ["00_tokens", "01_schedule", "02_registry", "03_attention", "04_backbone", "04a_weights", "05_sequence",
+         "06_cache", "07_scores", "08_head", "09_spec", "10_walk"]
 SECTIONS = {
     "Learn": ["learn", *(f"nbs/{name}" for name in LEARN)],
     "Reducers": ["nbs/reducers/99_init", "nbs/reducers/[!9]*"],
-    "How to": ["how_to/photographs", "nbs/train", "nbs/predict", "data", "how_to/keep_rate", "nbs/14_own_reducer", "nbs/15_other_loops",
-               "how_to/grid", "how_to/export"],
+    "How to": ["how_to/photographs", "nbs/train", "nbs/predict", "data", "how_to/keep_rate", "nbs/14_own_reducer",
+               "nbs/15_other_loops", "how_to/grid", "how_to/export"],
     "Reference": ["reference/index"],
-    "Results": ["results", "nbs/lab/41_measured", "nbs/comparison", "nbs/ablation", "nbs/benchmark", "results/figures", "nbs/figures",
-                "nbs/lab/40_defects", "nbs/lab/08_coverage", "works_with"],
+    "Results": ["results", "nbs/lab/41_measured", "nbs/comparison", "nbs/ablation", "nbs/benchmark", "results/figures",
+                "nbs/figures", "nbs/lab/40_defects", "nbs/lab/08_coverage", "works_with"],
     "Notebooks": ["notebooks"],
 }
 GROUPS = { # the notebooks that no section has
@@ -105,7 +107,8 @@ def toctree(pages: list[str], caption: str = "") -> str:
 
 def expanded(pages: list[str], names: list[str]) -> list[str]:
     "Patterns as the pages that they match."
-    return [name for page in pages for name in (sorted(n for n in names if Path(n).match(page)) if "*" in page else [page])]
+    matching = {page: sorted(n for n in names if Path(n).match(page)) if "*" in page else [page] for page in pages}
+    return [name for found in matching.values() for name in found]
 
 
 def order(names: list[str], project: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -130,7 +133,7 @@ def title_and_summary(path: Path) -> tuple[str, str]:
     title, summary = re.search(r"^# (.+)$", text, re.M), re.search(r"^> (.+)$", text, re.M)
     return title[1] if title else path.stem, summary[1] if summary else ""
 
-# Figures --------------------------------------------------------------------------------------------------------------
+# Figures -------------------------------------------------------------------------------------------------------------
 
 def interactive(notebook: Path) -> str:
     "The last figure with a slider that a notebook has among its outputs, as HTML."
@@ -149,24 +152,25 @@ def figure_text(name: str, folder: Path) -> str:
 def figures_page(folder: Path) -> str:
     "Every figure, with what it was made from."
     parts = ["# Figures and their runs",
-             "Each figure is drawn by `nbs/figures.ipynb` from stored records, and a record beside it says from which: the runs, "
-             "the fingerprints of the files that were read, the versions of what drew it, and the command. Titles say whether "
-             "the numbers were published by others or measured here."]
+             "Each figure is drawn by `nbs/figures.ipynb` from stored records, and a record beside it says from which: "
+             "the runs, the fingerprints of the files that were read, the versions of what drew it, and the command. Titles "
+             "say whether the numbers were published by others or measured here."]
     for record in sorted(folder.glob("*.json")):
         facts, name = json.loads(record.read_text(encoding="utf-8")), record.stem
         if not (folder/f"{name}.png").exists(): continue
         runs = facts.get("runs", [])
         listed = "".join(f"<li>{html.escape(str(run))}</li>" for run in runs)
-        sources = ", ".join(f"{file} ({fingerprint})" for file, fingerprint in facts.get("data_hash", {}).items()) or "none"
+        sources = ", ".join(f"{file} ({hashed})" for file, hashed in facts.get("data_hash", {}).items()) or "none"
         alt = html.escape(figure_text(name, folder), quote=True).replace("[", "(").replace("]", ")")
         parts += [f"## {name.replace('_', ' ').capitalize()}", f"![{alt}](../figures/{name}.png)",
-                  f'<p class="record">Read from: {html.escape(sources)}. Files: <a href="../figures/{name}.json">record</a>, '
-                  f'<a href="../figures/{name}.svg">SVG</a>, <a href="../figures/{name}.png">PNG</a>.</p>',
+                  f'<p class="record">Read from: {html.escape(sources)}. '
+                  f'Files: <a href="../figures/{name}.json">record</a>, <a href="../figures/{name}.svg">SVG</a>, '
+                  f'<a href="../figures/{name}.png">PNG</a>.</p>',
                   f"<details><summary>{len(runs)} {'run' if len(runs) == 1 else 'runs'}, and the command</summary>"
                   f"<ul>{listed}</ul><pre>{html.escape(facts.get('command', ''))}</pre></details>"]
     return "\n\n".join(parts) + "\n"
 
-# The whole ------------------------------------------------------------------------------------------------------------
+# The whole -----------------------------------------------------------------------------------------------------------
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,27 +179,38 @@ def write(path: Path, text: str) -> None:
 
 def linked_files(text: str) -> set[str]:
     "Targets of relative links of a Markdown text."
-    found = re.findall(r"\]\(([^)\s#]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    found = re.findall(r"\]\(([^)\s#]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", prose)
     return {target for target in map("".join, found) if not re.match(r"[a-z]+:|/", target)}
 
 
-def bring_links(text: str, folder: Path, source: Path, root: Path) -> str:
-    "Copy files of the repository that a page links to; a folder, which a site has no page for, is only named."
+def bring_links(text: str, page: Path, source: Path, root: Path) -> str:
+    """The text of a page with links that lead somewhere in the site: to where a page was moved, or to a file of the
+    repository, which is brought along. What the site has no page for, such as a folder, is only named."""
     for target in linked_files(text):
-        path = (folder/target).resolve()
-        if not path.is_relative_to(source.resolve()) or path.exists(): continue
-        original = root/path.relative_to(source.resolve())
-        if original.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(original, path)
-        elif original.is_dir(): text = re.sub(rf"\[([^\]]*)\]\({re.escape(target)}\)", r"\1", text)
+        path = posixpath.normpath(posixpath.join(page.parent.as_posix(), target))
+        stem, ending = posixpath.splitext(path)
+        moved = moved_page(stem) + ending
+        if moved != path and (source/moved).is_file():
+            there = posixpath.relpath(moved, page.parent.as_posix())
+            text = re.sub(rf"(\]\(|href=\"){re.escape(target)}(?=[)#\"])", lambda m, there=there: m[1] + there, text)
+        elif (source/path).is_file(): continue
+        elif (root/path).is_dir() or ((root/path).is_file() and ending in (".md", ".ipynb")):
+            text = re.sub(rf"\[([^\]]*)\]\({re.escape(target)}(?:#[^)]*)?\)", r"\1", text)
+        elif (root/path).is_file():
+            (source/path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root/path, source/path)
     return text
 
 
-def workflow_page(root: Path) -> str:
-    "How a sweep is run on a cluster, as the README of the workflow says it."
+def workflow_text(root: Path) -> str:
+    "How a sweep is run on a cluster, as the README of the workflow says it, for a page in another folder."
     path = root/"workflow"/"README.md"
-    return re.sub(r"^#", "##", path.read_text(encoding="utf-8"), flags=re.M) if path.exists() else ""
+    if not path.exists(): return ""
+    text = path.read_text(encoding="utf-8")
+    for target in linked_files(text): text = text.replace(f"]({target}", f"](../workflow/{target}")
+    parts = re.split(r"(```.*?```)", text, flags=re.S) # a heading, but not a comment in code, goes one level down
+    return "".join(part if i % 2 else re.sub(r"^#", "##", part, flags=re.M) for i, part in enumerate(parts))
 
 
 def gather(source: Path, root: Path = ROOT) -> None:
@@ -216,7 +231,7 @@ def gather(source: Path, root: Path = ROOT) -> None:
     for path, text in reference_pages(root).items(): write(source/path, text)
     write(source/"results"/"figures.md", figures_page(root/"figures"))
     write(source/"survivors.html", interactive(root/SURVIVORS))
-    if (workflow := workflow_page(root)):
+    if (workflow := workflow_text(root)):
         grid = source/"how_to"/"grid.md"
         write(grid, grid.read_text(encoding="utf-8") + "\n" + workflow)
     toctrees = "\n\n".join(toctree(pages, caption) for caption, pages in sections.items())
@@ -227,11 +242,11 @@ def gather(source: Path, root: Path = ROOT) -> None:
         nbformat.write(page, target)
     for path in source.rglob("*.ipynb"):
         nb = nbformat.read(path, as_version=4)
-        for cell in nb.cells:
-            if cell.cell_type == "markdown": cell.source = bring_links(cell.source, path.parent, source, root)
+        for cell in (c for c in nb.cells if c.cell_type == "markdown"):
+            cell.source = bring_links(cell.source, path.relative_to(source), source, root)
         nbformat.write(nb, path)
     for path in source.rglob("*.md"):
-        write(path, bring_links(path.read_text(encoding="utf-8"), path.parent, source, root))
+        write(path, bring_links(path.read_text(encoding="utf-8"), path.relative_to(source), source, root))
 
 
 def build(folder: Path, root: Path = ROOT) -> int: # the exit status of Sphinx
@@ -239,8 +254,9 @@ def build(folder: Path, root: Path = ROOT) -> int: # the exit status of Sphinx
     if folder.exists(): shutil.rmtree(folder)
     (source := folder/"source").mkdir(parents=True)
     gather(source, root)
-    extra = f"html_extra_path={(folder/'extra').resolve()}" # figures with their records, under the names that they have
-    return build_main(["--quiet", "-j", "auto", "-W", "--keep-going", "-c", str(root/"docs"), "-D", extra, str(source), str(folder/"html")])
+    extra = f"html_extra_path={(folder/'extra').resolve()}" # figures with their records, under their own names
+    options = ["--quiet", "-j", "auto", "-W", "--keep-going", "-c", str(root/"docs"), "-D", extra]
+    return build_main([*options, str(source), str(folder/"html")])
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ SLOW = {
     "test_sweep.py::test_killed_and_started_again": 0,
     "test_sweep.py::test_rates_are_searched_first": 0,
     "test_sweep.py::test_reducer_from_elsewhere": 0,
+    "test_slurm.py::*": 0,
     "test_training.py::test_killed_in_mid_epoch": 0,
     "test_training.py::test_two_processes*": 0,
     "test_flavours.py::*": 5,

@@ -282,6 +282,15 @@ def test_same_file_through_a_link(tmp_path):
     (tmp_path/"d/test/a/1.png").unlink(); (tmp_path/"d/test/a/1.png").symlink_to(tmp_path/"d/train/a/1.png")
     with pytest.raises(ValueError, match="in two splits"): folder(tmp_path/"d")
 
+def test_images_in_memory_within_a_bound(flat):
+    "Those for training first, and the same pixels whether held or not."
+    none, some, whole = (load_data("folder", str(flat), image_size=200, hold_mb=mb) for mb in (0, 2, 512))
+    def held(data): return [len(s.memory) for s in (data.train, data.val, data.test)]
+    assert held(none) == [0, 0, 0] and held(some) == [13, 0, 0] and held(whole) == [18, 6, 6], "228 x 228 pixels of 3 bytes"
+    for data in some, whole: assert all((data.train[i][0] == none.train[i][0]).all() for i in (0, 12, 13, 17))
+    assert all((a[0] == b[0]).all() for a, b in zip(none.val, whole.val))
+    with pytest.raises(ValueError, match="hold_mb is -1: it must be at least 0"): load_data("folder", str(flat), hold_mb=-1)
+
 # Every file is accounted for -----------------------------------------------------------------------------------------
 
 def reasons(data): return dict(data.left_out.itertuples(index=False))
@@ -564,13 +573,6 @@ def test_living_workers_follow_the_epoch(flat):
     epochs = []
     for e in (0, 1, 0): data.train.set_epoch(e); epochs.append(torch.cat([x for x, _ in loader]))
     assert (epochs[0] == epochs[2]).all() and (epochs[0] != epochs[1]).any()
-
-def test_memory_changes_nothing(flat, monkeypatch):
-    held = folder(flat)
-    monkeypatch.setattr("clca.training.data.hold", lambda sets: None)
-    read = folder(flat)
-    assert held.train.memory is not None and read.train.memory is None
-    assert all((a[0] == b[0]).all() for s in ("train", "val") for a, b in zip(getattr(held, s), getattr(read, s)))
 
 @pytest.mark.filterwarnings("ignore:.*byte for byte")
 def test_values(tmp_path):

@@ -21,14 +21,16 @@ TINY = { # what is run to its end
     "runs/predict.ipynb": "-p shown 1"}
 
 def documented(pattern: str) -> list[str]:
-    "Each command once, from the text of all notebooks; the README is made from one of them."
+    "Each command once, from the text of all notebooks, of which one becomes the README, and of the site's own pages."
     cells = [c.source for path in notebooks() for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+    cells += [path.read_text(encoding="utf-8") for path in sorted((ROOT/"docs").rglob("*.md"))]
     found = [command.strip() for text in cells for command in re.findall(pattern, text, re.M)]
     return [command for command in dict.fromkeys(found) if "…" not in command]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     "What git would clone, and programs that come before others on the path."
+    if not (ROOT/".git").exists(): pytest.skip("only git knows what a clone would hold, and an unpacked sdist has none")
     folder = tmp_path_factory.mktemp("fresh")/"clone"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for file in filter(None, subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")):

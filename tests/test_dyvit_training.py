@@ -5,7 +5,7 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from clca.tools.checkpoints import load_checkpoint, to_reference_state
 from clca.model import create_model
 from clca.reducers.base import View
-from clca.reducers.dyvit import DynamicViT, Predictor, distillation_loss, policy_softmax, ratio_loss
+from clca.reducers.dyvit import DynamicViT, KeepPredictor, distillation_loss, policy_softmax, ratio_loss
 from clca.schedule import make_stages
 from clca.tokens import Weigh
 from clca.training.loop import train
@@ -34,7 +34,7 @@ def test_predictor():
     "Some, all, one or none of the tokens are alive."
     prev = torch.tensor([[1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]],
                         dtype=torch.float64)
-    p, x = Predictor(8).double(), draw(4, 6, 8)
+    p, x = KeepPredictor(8).double(), draw(4, 6, 8)
     for q in p.parameters(): torch.nn.init.normal_(q, std=.5)
     w = {n: q.detach().numpy() for n, q in p.named_parameters()}
     gelu = lambda z: z * .5 * (1 + np.vectorize(math.erf)(z / 2 ** .5))
@@ -59,7 +59,7 @@ def test_decisions_are_hard_with_a_soft_gradient():
     for q in r.parameters(): torch.nn.init.normal_(q, std=.5)
     prev = torch.tensor([[1., 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]])
     x, c = draw(3, 6, 8).float(), draw(3, 6).float()
-    logp = Predictor.forward(r, x, prev).detach()
+    logp = KeepPredictor.forward(r, x, prev).detach()
     torch.manual_seed(11); plan = r(View(x, 0, 6, 6, 6, size=prev, body=x))
     torch.manual_seed(11); g = -torch.empty(3, 6, 2).exponential_().log()
     y = torch.sigmoid(logp[..., 0] + g[..., 0] - logp[..., 1] - g[..., 1])

@@ -95,7 +95,7 @@ def test_code_records_and_the_other_notebook_count(copy):
     assert now() == before
     with (copy/"data"/"runs"/"comparison.jsonl").open("a") as file: file.write("\n")
     assert now()[0] != before[0] and now()[1:] == before[1:]
-    edit(copy/"nbs"/"train.ipynb", "epochs: \"Optional[int]\" = None", "epochs: \"Optional[int]\" = 3")
+    edit(copy/"nbs"/"train.ipynb", 'epochs: "Optional[int]" = None', 'epochs: "Optional[int]" = 3')
     assert [a != b for a, b in zip(now()[1:], before[1:])] == [True, True]
 
 def test_a_comment_is_told_from_code():

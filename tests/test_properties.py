@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 import models as small
 from clca.reducers import names, tome
 from clca.reducers.ats import grid
-from clca.reducers.dyvit import DynamicViT, Predictor, kept_count
+from clca.reducers.dyvit import DynamicViT, KeepPredictor, kept_count
 from clca.tokens import Fuse, Merge, Mix, Select, Weigh, merge
 from clca.tools.tracing import survival, trace
 from models import noise
@@ -278,7 +278,7 @@ def decide(self, view):
     "In place of chance: what inference would keep of the living."
     if not self.training: return DynamicViT.forward(self, view)
     alive = view.body.new_ones(view.body.shape[:2]) if view.size is None else view.cut(view.size)
-    score = Predictor.forward(self, view.body, alive)[..., 0].masked_fill(alive == 0, -math.inf)
+    score = KeepPredictor.forward(self, view.body, alive)[..., 0].masked_fill(alive == 0, -math.inf)
     m = kept_count(self, view._replace(hi=view.lo + int(alive[0].sum())))
     return Weigh(torch.zeros_like(alive).scatter(1, score.topk(m, 1).indices, 1.), alive, self.stage.keep)
 

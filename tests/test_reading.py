@@ -83,6 +83,25 @@ def test_a_bomb_is_refused_with_the_limit_and_what_lifts_it(tmp_path, monkeypatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15_000)
     assert inspect_file(str(tmp_path/"x.png"))[1] == ""
 
+HUGE = 60_000
+BOMBS = {
+    "png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", HUGE, HUGE, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b""),
+    "gif": b"GIF89a" + struct.pack("<HHBBB", HUGE, HUGE, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, HUGE, HUGE, 0) + b"\2\1\0\0;",
+    "bmp": b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, HUGE, HUGE, 1, 24, *[0]*6),
+    "ppm": b"P6 %d %d 255\n" % (HUGE, HUGE)}
+BOMBS["ico"] = struct.pack("<3H4BHHII", 0, 1, 1, 8, 8, 0, 0, 1, 32, len(BOMBS["png"]), 22) + BOMBS["png"] # a large one within a small
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_small_file_that_claims_to_be_huge_is_refused_before_it_is_decoded(kind):
+    with pytest.raises(ValueError, match="it has more than 178956970 pixels, the limit"): decode(BOMBS[kind])
+
+def test_data_beyond_the_picture_are_not_unpacked():
+    "A quarter of a gigabyte of zeros in one kilobyte of pixels or of text."
+    small, zeros = BOMBS["png"][:16] + struct.pack(">II", 1, 1) + b"\x08\2\0\0\0", zlib.compress(bytes(2**26))
+    small += struct.pack(">I", zlib.crc32(small[12:]))
+    for extra in b"", chunk(b"zTXt", b"k\0\0" + zeros):
+        assert decode(small + extra + chunk(b"IDAT", zeros) + chunk(b"IEND", b""))[0].size == (1, 1)
+
 def test_the_variable_sets_the_limit(tmp_path, monkeypatch):
     "And whoever set it is not warned of what lies below it."
     Image.new("1", (300, 100)).save(tmp_path/"x.png")

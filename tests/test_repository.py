@@ -100,7 +100,8 @@ def test_every_extra_is_used():
     extras = {key.removesuffix("_requirements") for key in settings() if key.endswith("_requirements")}
     keys = [key for key in settings() if key.endswith("requirements")]
     included = {extra for key in keys for r in requirements(key) for extra in r.extras}
-    asked = re.findall(r"clca\[(\w+)\]", "".join(p.read_text() for p in (ROOT/"clca").rglob("*.py")))
+    texts = [*(ROOT/"clca").rglob("*.py"), ROOT/"workflow"/"README.md"]
+    asked = re.findall(r"(?:clca|'\.)\[(\w+)\]", "".join(p.read_text() for p in texts))
     made = ",".join(re.findall(r"-e '\.\[([\w,]+)\]'", (ROOT/"Makefile").read_text())).split(",")
     assert extras == included | set(made) | set(asked)
 

@@ -1,10 +1,13 @@
 "The run store with everything that goes wrong on disks and clusters."
 import json, warnings
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import nbformat, numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
+from clca.lab.params import check_parameters
+from clca.lab.rerun import parameters_from, recorded_run
 from clca.lab.runs import collect_runs, load_history, load_runs, recorded_variant
 from clca.lab.statistics import cells, effects, paired_difference, score_table, summary
+from helpers import ROOT
 
 GOOD = dict(reducer="evit", keep=.1, head="cla", cache=True, at=[3, 6, 9], seed=0, test_top1=.79,
             dataset="typefaces", image_size=64, backbone="vit", gmacs=1.)
@@ -184,3 +187,26 @@ def test_cells_pool_like_the_raw_runs():
     assert whole.n == pooled.n == 5 and whole["std"] == pytest.approx(pooled["std"])
     assert whole.accuracy == pytest.approx(64) and pooled.accuracy == pytest.approx(64)
     assert whole.source == "our runs" and pooled.runs == ("serial 1",)
+
+@pytest.mark.parametrize("collection", sorted((ROOT/"data"/"runs").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_a_committed_run_has_all_that_it_takes_to_make_it_again(collection):
+    "What is read from its line has the types that train.ipynb asks for, and says what was done."
+    first = json.loads(collection.read_text().splitlines()[0])
+    line, folder = recorded_run(first["run_id"])
+    values, cell = parameters_from(line), next(c.source for c in nbformat.read(ROOT/"nbs"/"train.ipynb", 4).cells if "parameters" in c.metadata.get("tags", ()))
+    exec(cell, names := {})
+    names.update(values)
+    checked = check_parameters([cell], names)
+    assert folder is None
+    assert {"seed", "keep", "lr", "epochs", "image_size", "backbone_kwargs", "precision"} <= values.keys() <= checked.keys()
+    assert [checked[name] for name in ("seed", "keep", "lr", "epochs")] == [first[name] for name in ("seed", "keep", "lr", "epochs")]
+
+def test_a_folder_has_parameters_beside_its_numbers(tmp_path):
+    make(tmp_path/"mine", precision_used="bf16-mixed")
+    (tmp_path/"mine"/"parameters.json").write_text(json.dumps(dict(keep=[.5, .25, .1], teacher=None, data_root="photos", drop_path=.1)))
+    record, folder = recorded_run(str(tmp_path/"mine"))
+    values = parameters_from(record)
+    assert folder == tmp_path/"mine" and record["run_id"] == "mine" and "teacher" not in values and "test_top1" not in values
+    assert (values["keep"], values["precision"], values["data_root"], values["drop_path"]) == ([.5, .25, .1], "bf16-mixed", "photos", .1)
+    (tmp_path/"mine"/"metrics.json").unlink()
+    with pytest.raises(ValueError, match="the run did not finish"): recorded_run(str(tmp_path/"mine"))

@@ -1,5 +1,5 @@
-"""The site (`make docs`): all that is public is in it, every link leads somewhere, every picture has a text, and it needs no
-network. What a page is made of is looked at here at once; the site is built once, in the tests marked slow."""
+"""The site (`make docs`): all that is public is in it, every link leads somewhere, every picture has a text, and it
+needs no network. What a page is made of is looked at here at once; the site is built once, in the tests marked slow."""
 import ast
 import html
 import importlib
@@ -23,7 +23,8 @@ TEXTS = sorted(path for path in (ROOT/"docs").rglob("*.md"))
 def test_every_public_name_is_documented():
     "What `from module import *` gives is in the reference, there or where the name comes from."
     pages, found = reference_pages(ROOT), modules(ROOT)
-    described = {entry for text in pages.values() for entry in re.findall(r"^:+\{py:(?:function|class|data)\} (\w+)", text, re.M)}
+    entry = re.compile(r"^:+\{py:(?:function|class|data)\} (\w+)", re.M)
+    described = {name for text in pages.values() for name in entry.findall(text)}
     for module in found:
         public = set(importlib.import_module(module.name).__all__)
         handed_on = {n for n in public if f"| `{n}` |" in pages[f"reference/{module.name}.md"]}
@@ -64,6 +65,26 @@ def test_a_bar_leaves_one_line():
     output = nbformat.v4.new_output("stream", name="stderr", text="a\n  0%|  | 0/2\r 50%|# | 1/2\r100%|##| 2/2\nb\r\n")
     assert sources.finished(output).text == "a\n100%|##| 2/2\nb\r\n"
 
+def test_links_lead_to_where_the_site_has_what_they_name(tmp_path):
+    "Pages that were moved, files that come along, folders and texts that are only named."
+    root, source = tmp_path/"root", tmp_path/"source"
+    for path in ("data/README.md", "LICENSE", "data/x.csv", "tests/run.py", "tests/README.md"):
+        (root/path).parent.mkdir(parents=True, exist_ok=True)
+        (root/path).write_text("text")
+    (source/"how_to").mkdir(parents=True)
+    (source/"data.md").write_text("# Data")
+    text = ("[a](../data/README.md#b) [c](../LICENSE) [d](../tests/) [e](../tests/README.md) [f](https://g.org) "
+            "[h](nowhere.md)")
+    brought = sources.bring_links(text, Path("how_to/grid.md"), source, root)
+    assert brought == "[a](../data.md#b) [c](../LICENSE) d e [f](https://g.org) [h](nowhere.md)"
+    assert (source/"LICENSE").read_text() == "text" and not (source/"tests").exists()
+
+def test_the_readme_of_the_workflow_is_a_part_of_a_page(tmp_path):
+    assert sources.workflow_text(tmp_path) == ""
+    (tmp_path/"workflow").mkdir()
+    (tmp_path/"workflow"/"README.md").write_text("# Sweeps\n\n[a](Snakefile)\n\n```sh\n# on SLURM\n```\n")
+    assert sources.workflow_text(tmp_path) == "## Sweeps\n\n[a](../workflow/Snakefile)\n\n```sh\n# on SLURM\n```\n"
+
 class Page(HTMLParser):
     "Links, anchors, pictures and all that a page loads."
     def __init__(self, text):
@@ -74,7 +95,8 @@ class Page(HTMLParser):
         attrs = dict(attrs)
         self.anchors |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
         if tag in ("a", "area") and attrs.get("href"): self.links.append(attrs["href"])
-        elif tag == "link" and attrs.get("rel") in ("next", "prev", "index", "search"): self.links.append(attrs["href"])
+        elif tag == "link" and attrs.get("rel") in ("next", "prev", "index", "search"):
+            self.links.append(attrs["href"])
         else: self.loads += [attrs[key] for key in ("src", "href", "data", "poster") if attrs.get(key)]
         if tag == "img" and not attrs.get("alt", "").strip(): self.bare.append(attrs.get("src", "")[:80])
 
@@ -136,8 +158,8 @@ def test_the_site_loads_nothing_from_elsewhere(site):
     pages, top = site
     remote = re.compile(r"(?:https?:)?//")
     assert not {(path, url) for path, page in pages.items() for url in page.loads if remote.match(url)}
-    styles = {path.name: re.findall(r"(?:url\(|@import\s+)[\"']?((?:https?:)?//[^\"')]*)", path.read_text(encoding="utf-8"))
-              for path in top.rglob("*.css")}
+    asked = re.compile(r"(?:url\(|@import\s+)[\"']?((?:https?:)?//[^\"')]*)")
+    styles = {path.name: asked.findall(path.read_text(encoding="utf-8")) for path in top.rglob("*.css")}
     assert styles and not any(styles.values())
 
 def test_every_picture_of_the_site_has_a_text(site):
@@ -148,7 +170,8 @@ def test_names_in_the_site_lead_to_the_reference(site):
     "And from there to the cell that defines them; names of notebooks lead to their pages."
     pages, _ = site
     assert "../reference/clca.tokens.html#clca.tokens.Select" in pages[Path("nbs/00_tokens.html")].links
-    assert any(link.startswith("../nbs/00_tokens.html#cell-") for link in pages[Path("reference/clca.tokens.html")].links)
+    reference = pages[Path("reference/clca.tokens.html")].links
+    assert any(link.startswith("../nbs/00_tokens.html#cell-") for link in reference)
     assert "nbs/14_own_reducer.html" in {link.strip("#") for link in pages[Path("index.html")].links}
 
 def test_no_formula_of_the_site_is_left_as_text(site):

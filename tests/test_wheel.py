@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -109,6 +110,21 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed):
     assert {n for n in own if not n.endswith(".dist-info")} == {"clca"}
     packages = {p.parent.relative_to(ROOT) for p in (ROOT/"clca").rglob("__init__.py")}
     assert {p.parent.relative_to(site) for p in (site/"clca").rglob("__init__.py")} == packages
+
+def test_an_sdist_carries_whatever_git_tracks(tmp_path):
+    "Its tests are the tests of a checkout, but for those of hosted CI and of a clone, which are skipped."
+    if not (ROOT/".git").exists(): pytest.skip("only git knows what belongs to the repository")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [name for name in listed.split("\0") if name and (ROOT/name).is_file()]
+    for name in files:
+        (tmp_path/"src"/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/"src"/name).symlink_to(ROOT/name)
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=tmp_path/"src", capture_output=True, text=True, check=True)
+    with tarfile.open(next(tmp_path.glob("clca-*.tar.gz"))) as archive: held = archive.getnames()
+    inside = {name.partition("/")[2] for name in held}
+    assert not set(files) - inside, "say it in MANIFEST.in"
+    assert not [name for name in inside if "__pycache__" in name or name.startswith(("runs", "data/downloads"))]
 
 def test_the_folder_above_a_checkout_is_not_the_package(tmp_path):
     "git calls the checkout clca, as the package in it is called; `pip install -e` must find the inner one from above."

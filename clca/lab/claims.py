@@ -44,6 +44,7 @@ def sweep(
     runs = load_runs(shipped(f"data/runs/{name}.jsonl"))
     return chosen(runs.assign(accuracy=100*runs.test_top1), **where)
 
+# %% ../../nbs/lab/42_claims.ipynb #8831120c
 def shared(
     name: str, # of a sweep
     parameter: str, # of train.ipynb, or another column of the records
@@ -64,6 +65,7 @@ class Accuracy:
     n: int
     def __str__(self): return f"{self.mean:.1f} ± {self.std:.1f} %"
 
+# %% ../../nbs/lab/42_claims.ipynb #57e5c59c
 def score(
     name: str, # of a sweep
     **where: Any, # column = value; what is left should differ in its seed only
@@ -86,6 +88,7 @@ class Worth:
     def seen(self) -> bool: return not self.low <= 0 <= self.high
     def __str__(self): return f"{self.mean:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
 
+# %% ../../nbs/lab/42_claims.ipynb #f51b6c7f
 def _worth(table: pd.DataFrame, question: str, keep: float | str, pair: list[str]) -> Worth:
     if question not in QUESTIONS: raise ValueError(f"{question!r} is no question; there are {', '.join(QUESTIONS)}")
     table = table.assign(rate=table.keep, keep="all") if keep == "all" else chosen(table, keep=keep).assign(rate=keep)
@@ -101,6 +104,7 @@ def worth(
     "What a part of the method adds in our runs; pairs share keep rate and seed."
     return _worth(sweep(name), question, keep, ["seed"])
 
+# %% ../../nbs/lab/42_claims.ipynb #9710623e
 def published_worth(
     question: str, # one of `QUESTIONS`
     keep: float | str = "all",
@@ -137,6 +141,7 @@ _MADE = dict(commit="git_commit", machine="device", command="command", date="dat
 
 def _short(commit: str) -> str: return commit[:7] + "+" * commit.endswith("+")
 
+# %% ../../nbs/lab/42_claims.ipynb #18bdf6d1
 def made(
     table: pd.DataFrame, # of `sweep` or `measured`
     what: str, # commit, machine, command or date
@@ -156,6 +161,7 @@ def _values(table: pd.DataFrame, column: str) -> list:
     rows = table if column == "seed" else table[table.reducer != "none"]
     return sorted(set(rows[column].tolist()))
 
+# %% ../../nbs/lab/42_claims.ipynb #549505fb
 def command_of(
     runs: pd.DataFrame, # of a comparison
     settings: Mapping[str, Any], # parameters of comparison.ipynb with their defaults or what was given
@@ -169,6 +175,7 @@ def command_of(
         flags += flag(name, json.loads(value) if name == "backbone_kwargs" else value)
     return shlex.join(["papermill", "nbs/comparison.ipynb", "runs/comparison.ipynb", *flags])
 
+# %% ../../nbs/lab/42_claims.ipynb #360621ce
 def _only(runs: pd.DataFrame, name: str) -> Any:
     values = set(runs[name])
     if len(values) != 1:

@@ -31,6 +31,7 @@ def _just_done(
     cells = [cell["metadata"].get("papermill", {}) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return all(cell.get("status") == "completed" for cell in cells)
 
+# %% ../../nbs/lab/16a_kept.ipynb #321a35c6
 def _keep(folder: Path, name: str) -> None:
     "Copy the notebook that just ran, if it lies in the folder."
     others = [path for path in folder.glob("*.ipynb") if not path.name.endswith(_ENDING) and _just_done(path)]
@@ -54,6 +55,7 @@ def _show_outputs(path: Path) -> None:
             if output.output_type == "stream": print(output.text * (output.name == "stdout"), end="")
             elif output.output_type != "error": display(output.data, metadata=output.metadata, raw=True)
 
+# %% ../../nbs/lab/16a_kept.ipynb #ff3e7fb3
 def _show_files(folder: Path) -> None:
     "The numbers and pictures of a folder."
     if (metrics := folder/"metrics.json").exists():

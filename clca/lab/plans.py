@@ -127,6 +127,7 @@ def _check_known(runs: Sequence[Mapping], known: Iterable[str], notebook: str | 
 def check_runs(
     runs: Sequence[Mapping[str, Any]], # of a sweep
     notebook: str | Path, # that will run them
+    read_data: bool = True, # the images, too
 ) -> dict[str, str]: # hashes of the data, by `data_options`
     "Raise `ValueError` for parameters that the notebook lacks, and for recipes, data and models that cannot be."
     if not runs:
@@ -138,7 +139,8 @@ def check_runs(
     for recipe in _different(whole, _RECIPE_OPTIONS): Recipe(**recipe)
     for model in _different(whole, (*_MODEL_OPTIONS, "preparation")):
         if "backbone" in model: choose_preparation(unweighted(model), model.get("preparation", {}))
-    return {data_options(run): _hash_of(defaults | run) for run in _different(runs, _DATA_OPTIONS)}
+    data = _different(runs, _DATA_OPTIONS) if read_data else []
+    return {data_options(run): _hash_of(defaults | run) for run in data}
 
 def _hash_of(run: Mapping) -> str:
     "Of the data of a run, which are loaded to see that they can be."

@@ -25,8 +25,9 @@ def _reached(out: Path) -> str:
 # %% ../../nbs/lab/06b_progress.ipynb #c7096cdb
 def _say(line: str) -> None: print(line, flush=True)
 
+# %% ../../nbs/lab/06b_progress.ipynb #a7640afb
 class Tally:
-    "Counts the runs that came to their end, and says a line for each: name, outcome, top-1, seconds, which of how many."
+    "Counts the runs that ended, and says a line for each: name, outcome, top-1, seconds, which of how many."
     def __init__(
         self,
         folder: Path, # of the sweep

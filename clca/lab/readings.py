@@ -29,6 +29,7 @@ def say(
     "Show a text as a part of the page, and as it is in a log."
     display({"text/markdown": text, "text/plain": text}, raw=True)
 
+# %% ../../nbs/lab/10b_readings.ipynb #e830e0a8
 def plural(
     number: int,
     noun: str, # in the singular
@@ -75,6 +76,7 @@ def _trend(history: pd.DataFrame) -> str:
     return (f"The loss on validation was lowest in epoch {best.epoch:.0f} ({best.val_loss:.2f}, at the end "
             f"{history.val_loss.iloc[-1]:.2f}), so the epochs after it did not make its answers more certain.")
 
+# %% ../../nbs/lab/10b_readings.ipynb #45d43170
 def about_learning(
     history: pd.DataFrame, # a row for each epoch: epoch, val_loss, val_top1
     chance: float, # top-1 of guessing
@@ -214,6 +216,7 @@ def about_answers(
     return (f"The first answer has half of the share or more in {sure} of {plural(len(answers), 'image')}, and "
             f"{answers.share_1.median():.2f} in the median. {rest}")
 
+# %% ../../nbs/lab/10b_readings.ipynb #4c608f35
 def about_spread(
     answers: pd.DataFrame, # a row for each image: answer_1
     classes: int, # that the model knows
@@ -228,10 +231,12 @@ def about_spread(
 # %% ../../nbs/lab/10b_readings.ipynb #0e3e6d00
 def _best(rows: pd.DataFrame, value: str) -> pd.Series: return rows.loc[rows[value].idxmax()]
 
+# %% ../../nbs/lab/10b_readings.ipynb #87bae864
 def _named(row: pd.Series) -> str:
     rate = "" if row.reducer == "none" else f" at keep rate {row.keep:g}"
     return f"{label(row.reducer)}{rate}, {label(row.variant)}"
 
+# %% ../../nbs/lab/10b_readings.ipynb #b8185118
 def about_reducers(
     cells: pd.DataFrame, # reducer, keep, variant, mean (share), std, gmacs
 ) -> str:
@@ -277,6 +282,7 @@ def about_accuracy_cost(
     return (f"{first} With all tokens it is {all_tokens['mean']:.1%} for {1e3*all_tokens.gmacs:.1f} million, and "
             f"{better} of {plural(len(reduced), 'reduction')} reach that.")
 
+# %% ../../nbs/lab/10b_readings.ipynb #bc76c563
 def about_kept(
     left: Mapping[str, np.ndarray], # method → [N, h, w]: what is left of each patch in one token, from 0 to 1
 ) -> str:
@@ -304,6 +310,7 @@ def about_speed(
 # %% ../../nbs/lab/10b_readings.ipynb #b81a0a27
 def _percent(share: float) -> str: return f"{round(share, 2) + 0.:+.0%}" # no -0 %
 
+# %% ../../nbs/lab/10b_readings.ipynb #ac3fdf1f
 def about_reached(
     table: pd.DataFrame, # of benchmark.ipynb: mode, variant, size, batch, speedup, reached, overhead
 ) -> str:
@@ -318,6 +325,7 @@ def about_reached(
             "in nine of "
             "ten cases.")
 
+# %% ../../nbs/lab/10b_readings.ipynb #0470a7de
 def about_training_step(
     table: pd.DataFrame, # of benchmark.ipynb: mode, variant, keep, speedup, memory_ratio
 ) -> str:
@@ -385,6 +393,7 @@ def about_overview(
             "and batches of "
             f"{fast.batch:.0f}.")
 
+# %% ../../nbs/lab/10b_readings.ipynb #7b9392bb
 def about_gradients(
     table: pd.DataFrame, # variant, max_grad: the largest gradient of steps, or of whole runs
 ) -> str:
@@ -424,6 +433,7 @@ def about_looks(
             f"and {share[least]:.0%} in {least}. "
             "With attention spread evenly it would have a tenth.")
 
+# %% ../../nbs/lab/10b_readings.ipynb #63b89469
 def _top_tenth(maps: np.ndarray) -> float:
     flat = np.sort(maps.reshape(len(maps), -1), axis=1)[:, ::-1]
     return float((flat[:, :max(1, flat.shape[1]//10)].sum(1)/flat.sum(1)).mean())

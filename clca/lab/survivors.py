@@ -40,9 +40,10 @@ def in_words(
     if gone: parts.append(f"{gone} are gone")
     return f"{where}: {', '.join(parts)}."
 
-# %% ../../nbs/lab/19_survivors.ipynb #c4d3ea3c
+# %% ../../nbs/lab/19_survivors.ipynb #bb543921
 _STYLE = """.survivors { max-width: 30rem; margin: 1rem 0; }
-.survivors svg { display: block; margin-bottom: .75rem; width: 100%; max-width: 20rem; height: auto; border: 1px solid currentColor; }
+.survivors svg { display: block; margin-bottom: .75rem; width: 100%; max-width: 20rem; height: auto; }
+.survivors svg { border: 1px solid currentColor; }
 .survivors rect { fill: var(--color-background-primary, Canvas); transition: fill-opacity .25s; }
 .survivors input[type=range] { width: 100%; max-width: 20rem; display: block; margin: .25rem 0; }
 .survivors fieldset { border: 0; padding: 0; margin: .5rem 0; }
@@ -67,12 +68,14 @@ figure.querySelectorAll("input").forEach(input => input.addEventListener("input"
 draw();
 })();"""
 
-# %% ../../nbs/lab/19_survivors.ipynb #f710d454
+# %% ../../nbs/lab/19_survivors.ipynb #1cd97d21
 def _png(image: ndarray) -> str:
     "An image [3, H, W] in 0…1 as a link that holds it."
-    Image.fromarray((np.moveaxis(image, 0, -1) * 255).round().astype("uint8")).save(file := io.BytesIO(), "PNG", optimize=True)
+    pixels = (np.moveaxis(image, 0, -1) * 255).round().astype("uint8")
+    Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
+# %% ../../nbs/lab/19_survivors.ipynb #d9b2903f
 def _states(maps: Sequence[ndarray], at: Sequence[int], depth: int) -> list[dict]:
     "What is left before the first block and after each, with its words."
     whole, states = np.ones_like(maps[0]), []
@@ -81,39 +84,43 @@ def _states(maps: Sequence[ndarray], at: Sequence[int], depth: int) -> list[dict
         states.append(dict(shares=shares.ravel().round(2).tolist(), words=in_words(shares, passed, depth)))
     return states
 
-# %% ../../nbs/lab/19_survivors.ipynb #c847bb27
+# %% ../../nbs/lab/19_survivors.ipynb #ed5a1149
 def _svg(grid: int, image: str, state: dict) -> str:
     "A picture under the veil of its patches."
     veil = "".join(
         f'<rect x="{i % grid}" y="{i // grid}" width="1.01" height="1.01" fill-opacity="{.9 * (1 - share):.2f}"/>'
         for i, share in enumerate(state["shares"]))
     picture = f'<image href="{image}" width="{grid}" height="{grid}"/>'
-    return f'<svg viewBox="0 0 {grid} {grid}" role="img"><title>{html.escape(state["words"])}</title>{picture}{veil}</svg>'
+    title = f"<title>{html.escape(state['words'])}</title>"
+    return f'<svg viewBox="0 0 {grid} {grid}" role="img">{title}{picture}{veil}</svg>'
 
-# %% ../../nbs/lab/19_survivors.ipynb #74e90cac
+# %% ../../nbs/lab/19_survivors.ipynb #286c9f05
 def survivors(
-    methods: Mapping[str, tuple[ndarray, Sequence[ndarray]]], # name → image [3, H, W] in 0…1, and [g, g] shares after each stage
+    methods: Mapping[str, tuple[ndarray, Sequence[ndarray]]], # name → image [3, H, W] in 0…1, a [g, g] map a stage
     at: Sequence[int], # blocks that reduce, from 0
     depth: int = 12, # blocks of the model
     caption: str = "", # where the picture comes from
 ) -> HTML:
     "Patches that are left, block by block, under a slider. Raises `ValueError` if stages and maps are not as many."
     for name, (_, maps) in methods.items():
-        if len(maps) != len(at): raise ValueError(f"{name} has {len(maps)} maps for {len(at)} stages: give one for each")
+        if len(maps) == len(at): continue
+        raise ValueError(f"{name} has {len(maps)} maps for {len(at)} stages: give one for each")
     data = {name: dict(image=_png(image), states=_states(maps, at, depth)) for name, (image, maps) in methods.items()}
     text = json.dumps(data).replace("<", "\\u003c")
     made = "survivors-" + hashlib.sha256(text.encode()).hexdigest()[:8]
     return HTML(_page(made, data, text, min(at) + 1, len(next(iter(methods.values()))[1][0]), depth, caption))
 
-# %% ../../nbs/lab/19_survivors.ipynb #562f6aa2
+# %% ../../nbs/lab/19_survivors.ipynb #cfa28e88
 def _page(made: str, data: dict, text: str, first: int, grid: int, depth: int, caption: str) -> str:
     "The figure as HTML, as it is before its script has run."
     start = next(iter(data.values()))
     choices = "".join(
-        f'<label><input type="radio" name="{made}" value="{html.escape(name)}"{" checked" * (i == 0)}> {html.escape(name)}</label>'
-        for i, name in enumerate(data))
+        f'<label><input type="radio" name="{made}" value="{name}"{" checked" * (i == 0)}> {name}</label>'
+        for i, name in enumerate(map(html.escape, data)))
     slider = f'<label>Blocks passed<input type="range" min="0" max="{depth}" value="{first}"></label>'
     script = _SCRIPT.replace("ID", made).replace("DATA", text)
-    return (f'<figure class="survivors" id="{made}"><style>{_STYLE}</style><fieldset><legend>Method</legend>{choices}</fieldset>'
-            f'{_svg(grid, start["image"], start["states"][first])}{slider}<output>{start["states"][first]["words"]}</output>'
-            f'<figcaption>{html.escape(caption)}</figcaption><script>{script}</script></figure>')
+    state = start["states"][first]
+    return (f'<figure class="survivors" id="{made}"><style>{_STYLE}</style>'
+            f"<fieldset><legend>Method</legend>{choices}</fieldset>{_svg(grid, start['image'], state)}"
+            f"{slider}<output>{state['words']}</output>"
+            f"<figcaption>{html.escape(caption)}</figcaption><script>{script}</script></figure>")

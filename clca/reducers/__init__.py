@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['names', 'REDUCERS', 'NoReduction', 'Reducer', 'register_reducer', 'View', 'TopK', 'topk', 'EViT', 'evit',
-           'DynamicViT', 'Predictor', 'ratio_loss', 'distillation_loss', 'ATS', 'ats', 'DPCKNN', 'dpcknn', 'ToMe',
+           'DynamicViT', 'KeepPredictor', 'ratio_loss', 'distillation_loss', 'ATS', 'ats', 'DPCKNN', 'dpcknn', 'ToMe',
            'tome', 'SiT', 'sit', 'PatchMerger', 'patchmerger']
 
 # %% ../../nbs/reducers/99_init.ipynb #7b82b60b
 from .base import REDUCERS, NoReduction, Reducer, register_reducer
 from .topk import TopK, topk
 from .evit import EViT, evit
-from .dyvit import DynamicViT, Predictor, distillation_loss, ratio_loss
+from .dyvit import DynamicViT, KeepPredictor, distillation_loss, ratio_loss
 from .ats import ATS, ats
 from .dpcknn import DPCKNN, dpcknn
 from .tome import ToMe, tome
@@ -21,7 +21,7 @@ from ..scores import View
 
 # %% ../../nbs/reducers/99_init.ipynb #ca699d59
 _all_ = ["REDUCERS", "NoReduction", "Reducer", "register_reducer", "View", "TopK", "topk", "EViT", "evit",
-         "DynamicViT", "Predictor", "ratio_loss", "distillation_loss", "ATS", "ats", "DPCKNN", "dpcknn",
+         "DynamicViT", "KeepPredictor", "ratio_loss", "distillation_loss", "ATS", "ats", "DPCKNN", "dpcknn",
          "ToMe", "tome", "SiT", "sit", "PatchMerger", "patchmerger"]
 
 _OURS = dict(

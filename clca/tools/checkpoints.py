@@ -248,6 +248,7 @@ def _load_run(folder: Path, classes: Mapping[str, type]) -> nn.Module:
             raise FileNotFoundError(f"{folder} has no {files[0]}: is it a run folder, and is the run finished?")
     return _load_weights(next(folder / name for name in WEIGHTS if (folder / name).exists()), classes)
 
+# %% ../../nbs/tools/03_checkpoints.ipynb #03alone1
 def _load_weights(weights: Path, classes: Mapping[str, type]) -> nn.Module:
     "The model that the config.json beside some weights says."
     folder = weights.parent

@@ -7,6 +7,7 @@ __all__ = ['WRITERS', 'program', 'run_file', 'difference', 'describe', 'note', '
 
 # %% ../../nbs/tools/04_exporting.ipynb #6e2b30cb
 import copy
+import html
 import importlib.metadata
 import importlib.util
 import io
@@ -152,6 +153,27 @@ _START = {
     ),
 }
 
+# %% ../../nbs/tools/04_exporting.ipynb #c0ffee03
+_LOAD = """\
+def load(path):
+    image = Image.open(path)
+    tags, clear = getattr(image, "tag_v2", {}), image.info.get("transparency")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"): # 16 bits become 8, and 12 in a TIFF that says so
+        values, white = np.asarray(image).astype(np.int64), 4095 if tags.get(258) == (12,) else 65535
+        if tags.get(262) == 0 and image.mode != "I": values = white - values # 0 is white
+        if values.min() < 0 or values.max() > white or white > 4095 and 0 < values.max() < 256:
+            sys.exit(f"{path} has pixels from {values.min()} to {values.max()}, which are not 16 bits")
+        shades = (values * 255 + white // 2) // white
+        image = Image.fromarray(np.where(values == clear, 255, shades).astype(np.uint8))
+    if image.mode == "F": sys.exit(f"{path} has floats for pixels, whose range is unknown")
+    if image.has_transparency_data: # is laid on white
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB").resize((W, H), Image.Resampling[about["interpolation"].upper()])
+    pixels = np.asarray(image, dtype=np.float32)[top:top + h, left:left + w] / 255
+    return ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1).astype(np.float32)"""
+
 # %% ../../nbs/tools/04_exporting.ipynb #7c613fb0
 _NOTE = """# {file}
 
@@ -170,24 +192,7 @@ about = json.load(open({json}))
 (h, w), (H, W) = about["image_size"], about["resize"]
 top, left = round((H - h) / 2), round((W - w) / 2)
 
-def load(path):
-    image = Image.open(path)
-    tags, clear = getattr(image, "tag_v2", {{}}), image.info.get("transparency")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"): # 16 bits become 8, and 12 in a TIFF that says so
-        values, white = np.asarray(image).astype(np.int64), 4095 if tags.get(258) == (12,) else 65535
-        if tags.get(262) == 0 and image.mode != "I": values = white - values # 0 is white
-        if values.min() < 0 or values.max() > white or white > 4095 and 0 < values.max() < 256:
-            sys.exit(f"{{path}} has pixels from {{values.min()}} to {{values.max()}}, which are not 16 bits")
-        shades = (values * 255 + white // 2) // white
-        image = Image.fromarray(np.where(values == clear, 255, shades).astype(np.uint8))
-    if image.mode == "F": sys.exit(f"{{path}} has floats for pixels, whose range is unknown")
-    if image.has_transparency_data: # is laid on white
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB").resize((W, H), Image.Resampling[about["interpolation"].upper()])
-    pixels = np.asarray(image, dtype=np.float32)[top:top + h, left:left + w] / 255
-    return ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1).astype(np.float32)
+{load}
 
 {start}
 images = np.stack([load(path) for path in sys.argv[1:]])
@@ -217,9 +222,9 @@ def note(
                  "keep both under their names in one folder.")
     record = record or f"{path.stem}.json"
     quoted = {"file": json.dumps(path.name), "json": json.dumps(record)} # as Python writes them, too
-    lines = dict(package=package, start=start.format(**quoted), call=call.format(), json=quoted["json"])
+    lines = dict(load=_LOAD, package=package, start=start.format(**quoted), call=call.format(), json=quoted["json"])
     return _NOTE.format(
-        file=path.name, name=record, about=text, h=height, w=width, c=len(about["classes"]), **lines)
+        file=html.escape(path.name), name=record, about=text, h=height, w=width, c=len(about["classes"]), **lines)
 
 def _sentence(model: dict[str, Any]) -> str:
     "The model in words."

@@ -22,6 +22,7 @@ def _batch_size(dataset: Dataset, most: int) -> int:
     dataset[len(dataset) - 1]
     return int(min(most, max(1, .1/(time.perf_counter() - start))))
 
+# %% ../../nbs/training/04c_loading.ipynb #be32dfea
 def _arrivals(dataset: Dataset, recipe: Recipe, size: int) -> Iterator[float]: # s
     "When each batch is there, for an epoch."
     order = np.random.default_rng(recipe.seed).permutation(len(dataset))

@@ -120,13 +120,7 @@ class Recipe:
 
     @property
     def parts(self) -> int: return self.devices * self.accumulate # into which the images of a step are divided
-    def __post_init__(self):
-        for name, (fits, words) in _RULES.items():
-            value = getattr(self, name)
-            if not fits(self): raise ValueError(f"{name} = {value!r} is out of range: it must be {words}.")
-        if (self.mixup or self.cutmix) and self.batch_size % (2 * self.parts):
-            raise ValueError(f"batch_size = {self.batch_size} cannot be mixed: mixup and cutmix take two images at a "
-                             f"time, so it must be a multiple of {2 * self.parts}.")
+    def __post_init__(self): _check_values(self)
 
 # %% ../../nbs/training/04_recipe.ipynb #9038d717
 def _are_rates(values: Sequence[float]) -> bool:
@@ -163,6 +157,16 @@ _RULES = dict( # of each value: whether it can work, and what it must be
     precision=(lambda r: r.precision in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
     logger=(lambda r: r.logger in _LOGGERS, f"one of {', '.join(_LOGGERS)}"),
     workers=(lambda r: r.workers >= 0, "0 or more"))
+
+# %% ../../nbs/training/04_recipe.ipynb #04check1
+def _check_values(recipe: Recipe) -> None:
+    "Raise `ValueError` that names the first value that cannot work."
+    for name, (fits, words) in _RULES.items():
+        value = getattr(recipe, name)
+        if not fits(recipe): raise ValueError(f"{name} = {value!r} is out of range: it must be {words}.")
+    if (recipe.mixup or recipe.cutmix) and recipe.batch_size % (2 * recipe.parts):
+        raise ValueError(f"batch_size = {recipe.batch_size} cannot be mixed: mixup and cutmix take two images at a "
+                         f"time, so it must be a multiple of {2 * recipe.parts}.")
 
 # %% ../../nbs/training/04_recipe.ipynb #6bdf3e5e
 def seed_epoch(

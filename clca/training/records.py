@@ -92,7 +92,7 @@ def _check_kind(out: Path, note: str) -> None:
 # %% ../../nbs/training/06_records.ipynb #0a04c808
 _FREE = {"out", "workers", "data_root", "preparation", "protocol"} # asked for; done was what the other names say
 _FREE |= {"checkpointing", "logger", "hold_mb"} # time for memory, to the same bits; who is told
-_FREE |= {"code", "command"} # what made it (a sweep looks whether it would be made with that), and how it was asked for
+_FREE |= {"code", "command"} # what made it, for which a sweep asks; how it was asked for
 _LATER = ("min_lr", "cooldown_epochs", "layer_decay", "drop_path", "augmentation", "mixup", "cutmix", "erasing", "ema",
           "accumulate", "adapter", "adapter_rank")
 _ADDED = { # what runs did that are from before these names

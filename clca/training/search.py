@@ -46,6 +46,7 @@ def trial_folder(
     "Where a rate is tried."
     return out/"lr_search"/repr(float(rate))
 
+# %% ../../nbs/training/07f_search.ipynb #600e7870
 def trial_result(
     place: Path, # of the trial, with its history
     train: Callable[[], None], # trains to the end; FloatingPointError where there are no finite numbers
@@ -74,6 +75,7 @@ def search_rate(
         if first: _put_down(out, tried, rate)
     return tried
 
+# %% ../../nbs/training/07f_search.ipynb #6cad0dd9
 def _put_down(out: Path, tried: dict, rate: float) -> None:
     "Write the result of a trial, and remove the checkpoints that can no longer be needed."
     (place := trial_folder(out, rate)).mkdir(parents=True, exist_ok=True)
