@@ -23,6 +23,7 @@ def one_thread():
 
 # Each n-th of the tests that match stays fast; 0: none does.
 SLOW = {
+    "test_claims.py::test_another_record*": 3,
     "test_compile.py::*": 0,
     "test_coverage.py::*": 0,
     "test_documented.py::test_make[[]make*": 0,
