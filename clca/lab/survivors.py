@@ -26,7 +26,7 @@ def count_patches(
     own, gone = int((shares > .999).sum()), int((shares == 0).sum())
     return own, shares.size - own - gone, gone
 
-# %% ../../nbs/lab/19_survivors.ipynb #2ef21acb
+# %% ../../nbs/lab/19_survivors.ipynb #f49b6f99
 def in_words(
     shares: ndarray, # [g, g]
     block: int, # that the tokens have passed, from 1; 0: none
@@ -35,10 +35,10 @@ def in_words(
     "What a picture of a stage shows."
     own, shared, gone = count_patches(shares)
     where = f"After block {block} of {depth}" if block else "Before the first block"
-    parts = [f"{own} of {shares.size} patches are tokens of their own"]
-    if shared: parts.append(f"{shared} live on in tokens that they share")
-    if gone: parts.append(f"{gone} are gone")
-    return f"{where}: {', '.join(parts)}."
+    parts = [f"{own} as tokens of their own"]
+    if shared: parts.append(f"{shared} in tokens that they share")
+    if gone: parts.append(f"{gone} gone")
+    return f"{where}, of {shares.size} patches: {', '.join(parts)}."
 
 # %% ../../nbs/lab/19_survivors.ipynb #bb543921
 _STYLE = """.survivors { max-width: 30rem; margin: 1rem 0; }
