@@ -1,6 +1,5 @@
 """A sweep as jobs of a real SLURM: one node, started for these tests on this machine (workflow/slurm_here). They are
 skipped where SLURM is missing, and where there is one already."""
-import json
 import os
 import re
 import shutil
