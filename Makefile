@@ -74,6 +74,7 @@ benchmark predict: $(MADE)
 # $(call sweep,folder,notebook that plans,parameters): plan, runs and report.
 # Runs of other code are put aside and made again; ACCEPT_CODE=1 keeps them. If runs fail, what is there is reported.
 define sweep
+$(if $(filter slurm,$(PROFILE)),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm]')
 $(call papermill,$(1),$(2),-p out "$$out" $(3)) && { \
 	$(BIN)/python -m snakemake -s workflow/Snakefile -d "$$out" $(if $(PROFILE),--profile workflow/profiles/$(PROFILE),--cores $(CORES)) \
 	$(if $(DRY),--dry-run --quiet rules) $(if $(ACCEPT_CODE),--config accept_code=1); \
