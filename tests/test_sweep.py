@@ -23,6 +23,7 @@ from clca.lab.statistics import effects
 from clca.lab.sweep import SweepPlan, by_hand, choose_rates, final_runs, missing_runs, planned, save_plan, sweep_table
 from clca.spec import OPTIONS, variant_options
 from clca.training import code
+from clca.training.records import check_folder
 from helpers import ROOT
 
 TRAIN = ROOT/"nbs"/"train.ipynb"
@@ -259,6 +260,18 @@ def test_runs_of_other_code_are_made_again(tmp_path, monkeypatch):
     nbformat.write(nb, place/"nb.ipynb")
     assert len(sort_out(plan, place)) == 4 and len(missing_runs(plan, place)) == 3
     assert sorted(p.name for p in (place/".set-aside").iterdir()) == sorted(map(run_folder, runs)) and sort_out(plan, place) == []
+
+def test_a_run_of_two_codes_says_so(tmp_path):
+    "Whoever goes on by hand may, and the record has both; the sweep does not take it for one of its own."
+    [run] = all_runs(seed=0)
+    plan = planned_sweep(tmp_path, [run], "done()")
+    (out := tmp_path/run_folder(run)).mkdir()
+    (out/"parameters.json").write_text(json.dumps(dict(seed=0, code="before")))
+    (out/"last.ckpt").touch()
+    now = (tmp_path/"code").read_text()
+    check_folder(out, dict(seed=0, code=now))
+    record(run, tmp_path, code=code.code_so_far(out, now))
+    assert json.loads((out/"metrics.json").read_text())["code"] == f"before+{now}" and len(sort_out(plan, tmp_path)) == 3
 
 def test_old_records_are_of_unknown_code(tmp_path):
     "They can be read, and a sweep asks whether they may stay."

@@ -26,7 +26,7 @@ def _reached(out: Path) -> str:
 def _say(line: str) -> None: print(line, flush=True)
 
 class Tally:
-    "Counts the runs that came to their end, and says a line for each: name, outcome, top-1, seconds, which of how many."
+    "Counts the runs that ended, and says a line for each: name, outcome, top-1, seconds, which of how many."
     def __init__(
         self,
         folder: Path, # of the sweep

@@ -6,7 +6,7 @@
 __all__ = ['SweepPlan', 'make_plan', 'save_plan', 'read_plan', 'command', 'by_hand', 'planned', 'choose_rates', 'final_runs',
            'report_command', 'save_steps', 'last_words', 'sweep_table', 'missing_runs', 'start_sweep']
 
-# %% ../../nbs/lab/06_sweep.ipynb #79e1809d
+# %% ../../nbs/lab/06_sweep.ipynb #be99f932
 import json
 import os
 import shlex
@@ -21,7 +21,7 @@ import nbformat
 import pandas as pd
 
 from .plans import check_runs, finished, run_folder
-from .rates import choose_lr, trials
+from .rates import best_rates, trials
 from ..training.files import write_atomic
 from ..training.paths import checkout, destination, shipped
 from ..training.records import read_record
@@ -51,7 +51,7 @@ def make_plan(
     "A plan in which each run can work. Raises what `check_runs` raises."
     plan = SweepPlan(list(runs), rates=list(rates), keeps=list(keeps), **more)
     tries = trials(runs, rates, keeps) if runs else []
-    if rates and not tries: raise ValueError(f"no run has one of the keep rates lr_keeps = {list(keeps)}, to try rates at")
+    if rates and not tries: raise ValueError(f"no run has a keep rate of lr_keeps = {list(keeps)}, to try rates at")
     hashes = check_runs([*runs, *tries], plan.notebook)
     return SweepPlan(**{**asdict(plan), "trials": tries, "data": hashes})
 
@@ -75,7 +75,8 @@ def read_plan(
     path = destination(folder)/"plan.json"
     if not path.exists(): raise ValueError(f"{path.parent} has no plan.json: nbs/plan.ipynb writes one")
     try: return SweepPlan(**read_record(path))
-    except TypeError: raise ValueError(f"{path} is a plan of another version: let nbs/plan.ipynb write it again") from None
+    except TypeError:
+        raise ValueError(f"{path} is a plan of another version: let nbs/plan.ipynb write it again") from None
 
 # %% ../../nbs/lab/06_sweep.ipynb #21bd68c9
 def command(
@@ -107,7 +108,7 @@ def planned(
     final = [{**run, "lr": lr} for run in plan.runs for lr in plan.rates] if plan.rates else plan.runs
     return {run_folder(run): run for run in [*plan.trials, *final]}
 
-# %% ../../nbs/lab/06_sweep.ipynb #03f84aba
+# %% ../../nbs/lab/06_sweep.ipynb #0c593872
 def choose_rates(
     plan: SweepPlan,
     folder: str | Path, # of the sweep
@@ -115,10 +116,8 @@ def choose_rates(
     "Choose rates by `val_top1` of the finished trials, and write the runs down in `chosen.json`."
     folder = destination(folder)
     done = [(trial, finished(trial, folder)) for trial in plan.trials]
-    tried, runs = [(trial, record["val_top1"]) for trial, record in done if record], []
-    for run in plan.runs:
-        try: runs += choose_lr([run], tried)
-        except ValueError: pass
+    rates = best_rates(plan.runs, [(trial, record["val_top1"]) for trial, record in done if record])
+    runs = [{**run, "lr": rate} for run, rate in zip(plan.runs, rates) if rate is not None]
     write_atomic(folder/"chosen.json", json.dumps(dict(runs=runs), indent=1))
     return runs
 
@@ -142,7 +141,7 @@ def report_command(
     made = [str(shipped(plan.report)), str(out/Path(plan.report).name)]
     return [sys.executable, "-m", "papermill", *made, "-r", "out", str(out), "-k", "python3", "--no-progress-bar"]
 
-# %% ../../nbs/lab/06_sweep.ipynb #3ea61c65
+# %% ../../nbs/lab/06_sweep.ipynb #b5692415
 def save_steps(
     plan: SweepPlan,
     folder: str | Path, # of the sweep

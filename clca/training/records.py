@@ -92,7 +92,7 @@ def _check_kind(out: Path, note: str) -> None:
 # %% ../../nbs/training/06_records.ipynb #0a04c808
 _FREE = {"out", "workers", "data_root", "preparation", "protocol"} # asked for; done was what the other names say
 _FREE |= {"checkpointing", "logger"} # time for memory, to the same bits; who is told
-_FREE |= {"code"} # what made it; a sweep looks whether that is what it would be made with
+_FREE |= {"code"} # a sweep asks for it
 _LATER = ("min_lr", "cooldown_epochs", "layer_decay", "drop_path", "augmentation", "mixup", "cutmix", "erasing", "ema",
           "accumulate", "adapter", "adapter_rank")
 _ADDED = { # what runs did that are from before these names
