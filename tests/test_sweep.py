@@ -52,8 +52,8 @@ def planned_sweep(folder, runs, body, report="", rates=(), more=""):
     folder.mkdir(exist_ok=True)
     nb = notebook(folder/"nb.ipynb", body, more)
     (folder/"code").write_text(code.code_hash(nb))
-    if report: notebook(folder/"report.ipynb", report)
-    report = str(folder/"report.ipynb") if report else ""
+    if report: notebook(folder.parent/"report.ipynb", report)
+    report = str(folder.parent/"report.ipynb") if report else ""
     plan = SweepPlan(runs, trials(runs, rates) if rates else [], list(rates), notebook=str(nb), report=report)
     save_plan(plan, folder)
     return plan
