@@ -1,9 +1,11 @@
 """A sweep as jobs of a real SLURM: one node, started for these tests on this machine (workflow/slurm_here). They are
 skipped where SLURM is missing, and where there is one already."""
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,17 +17,20 @@ from helpers import ROOT
 from test_sweep import planned_sweep, snakemake, starts
 
 CONFIG = Path("/etc/slurm/slurm.conf")
-HERE = os.geteuid() == 0 and all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) and not CONFIG.exists()
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not HERE, reason="needs slurm-wlm, munge and root, and no SLURM that is there already")]
+HERE = os.geteuid() == 0 and all(map(shutil.which, ("slurmctld", "slurmd", "munged")))
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not HERE, reason="needs slurm-wlm, munge and root")]
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     "The file in which the cluster writes down each job that has ended."
     place = tmp_path_factory.mktemp("cluster")
-    subprocess.run(["workflow/slurm_here", "start", place], cwd=ROOT, check=True)
-    yield place/"jobs.log"
-    subprocess.run(["scancel", "--user", "root"])
-    subprocess.run(["workflow/slurm_here", "stop", place], cwd=ROOT, check=True)
+    with open(Path(tempfile.gettempdir())/"clca-slurm", "w") as one_at_a_time: # tests may run in several processes
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if CONFIG.exists(): pytest.skip("this machine has a SLURM of its own")
+        subprocess.run(["workflow/slurm_here", "start", place], cwd=ROOT, check=True)
+        yield place/"jobs.log"
+        subprocess.run(["scancel", "--user", "root"])
+        subprocess.run(["workflow/slurm_here", "stop", place], cwd=ROOT, check=True)
 
 def by_slurm(place, *more, memory="3000 * attempt"):
     "The profile for a cluster, with less memory, and with what a cluster without accounting needs."

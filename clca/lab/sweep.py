@@ -141,7 +141,7 @@ def report_command(
     made = [str(shipped(plan.report)), str(out/Path(plan.report).name)]
     return [sys.executable, "-m", "papermill", *made, "-r", "out", str(out), "-k", "python3", "--no-progress-bar"]
 
-# %% ../../nbs/lab/06_sweep.ipynb #3ea61c65
+# %% ../../nbs/lab/06_sweep.ipynb #b5692415
 def save_steps(
     plan: SweepPlan,
     folder: str | Path, # of the sweep
