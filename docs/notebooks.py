@@ -13,22 +13,25 @@ import os
 import re
 import shutil
 import sys
-import tokenize
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+
+from clca.training.code import essence
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = Path("runs") / "notebooks" # one folder for each
 RUNS = { # what each is given: the main job with fewer images and epochs, so that all of them take minutes
     "train": dict(images_per_class=60, epochs=5),
     "predict": dict(model="runs/notebooks/train", images="data/typefaces-v*-64-60-0/test", shown=4),
+    "ablation": dict(source="data/ablation"),
     "comparison": dict(records="data/runs/comparison.jsonl"),
     "benchmark": dict(records=["data/benchmark/cpu.csv", "data/benchmark/batch.csv"]),
     "figures": dict(),
 }
 READS = { # records whose change makes the outputs old
+    "ablation": ["data/ablation/*", "data/ablation/*/*"],
     "comparison": ["data/runs/comparison*", "data/runs/comparison/*"],
     "benchmark": ["data/benchmark/*"],
     "figures": ["data/runs/*", "data/runs/*/*", "data/benchmark/*", "data/published/*"],
@@ -37,13 +40,9 @@ COLOURS = 64 # of a picture on a page: with fewer, two variants get one colour
 AFTER = {"predict": "train"} # shows the model of another
 
 
-def essence(source: str) -> str:
-    "Python without comments, empty lines and magics, which can change no output."
-    source = "\n".join("" if line.startswith(("%", "!")) else line for line in source.splitlines()) + "\n"
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT: lines[token.start[0] - 1] = lines[token.start[0] - 1][:token.start[1]]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+def without_magics(source: str) -> str:
+    "The Python in a cell; magics can change no output."
+    return "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
 
 
 def source_hash(name: str, root: Path = ROOT) -> str:
@@ -51,7 +50,7 @@ def source_hash(name: str, root: Path = ROOT) -> str:
     whole = hashlib.sha256(json.dumps(RUNS[name], sort_keys=True).encode())
     if name in AFTER: whole.update(source_hash(AFTER[name], root).encode())
     for cell in nbformat.read(root / "nbs" / f"{name}.ipynb", 4).cells:
-        if cell.cell_type == "code": whole.update(essence(cell.source).encode() + b"\0")
+        if cell.cell_type == "code": whole.update(essence(without_magics(cell.source)).encode() + b"\0")
     files = sorted({file for pattern in READS.get(name, ()) for file in root.glob(pattern) if file.is_file()})
     for file in files: whole.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return whole.hexdigest()[:16]
