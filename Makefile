@@ -95,10 +95,10 @@ rerun: $(MADE)
 	$(BIN)/python docs/repository.py rerun "$$RUN"
 
 test: $(MADE)
-	$(BIN)/python -m pytest --durations=5 $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=5 $(T)
 
 test-fast: $(MADE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=5 -m 'not slow' $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not slow' $(T)
 
 interop: $(MADE)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[interop]'

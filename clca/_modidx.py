@@ -185,7 +185,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'clca.lab.diagram._bar': ('lab/diagram.html#_bar', 'clca/lab/diagram.py'),
                                   'clca.lab.diagram._block': ('lab/diagram.html#_block', 'clca/lab/diagram.py'),
                                   'clca.lab.diagram._box': ('lab/diagram.html#_box', 'clca/lab/diagram.py'),
-                                  'clca.lab.diagram._check_gifts': ('lab/diagram.html#_check_gifts', 'clca/lab/diagram.py'),
+                                  'clca.lab.diagram._check_given_back': ('lab/diagram.html#_check_given_back', 'clca/lab/diagram.py'),
                                   'clca.lab.diagram._count_above': ('lab/diagram.html#_count_above', 'clca/lab/diagram.py'),
                                   'clca.lab.diagram._draw_cache': ('lab/diagram.html#_draw_cache', 'clca/lab/diagram.py'),
                                   'clca.lab.diagram._draw_head': ('lab/diagram.html#_draw_head', 'clca/lab/diagram.py'),

@@ -69,7 +69,7 @@ def _draw_head(ax: Axes, taps: Collection[int], tops: Sequence[float], head: str
         ax.text(i + .66, 1.4, f"CLS$_{j}$", ha="right", va="center", fontsize=12)
 
 # %% ../../nbs/lab/17_diagram.ipynb #16775d5a
-def _check_gifts(tokens_in: Sequence[int], tokens_out: Sequence[int], recover: Collection[int]) -> None:
+def _check_given_back(tokens_in: Sequence[int], tokens_out: Sequence[int], recover: Collection[int]) -> None:
     "Raise `ValueError` if tokens appear where no cache is given back."
     grown = [i for i in range(len(tokens_in) - 1) if tokens_in[i + 1] > tokens_out[i]]
     if not set(grown) <= set(recover):
@@ -87,7 +87,7 @@ def method_diagram(
     title: str = "What happens to the tokens",
 ) -> Figure:
     "The method drawn from a model's own trace. Raises `ValueError` if the trace and the blocks disagree."
-    _check_gifts(tokens_in, tokens_out, recover)
+    _check_given_back(tokens_in, tokens_out, recover)
     style()
     fig = Figure(figsize=(13, 4.6))
     ax = fig.add_axes((.01, .01, .98, .9))
