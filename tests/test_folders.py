@@ -363,7 +363,7 @@ def test_predictions_have_a_folder_of_their_own(tmp_path, monkeypatch):
         (run/"model.safetensors").write_text(weights)
         photo.write_text(pixels)
         names = dict(run=run, candidates=[photo], top=top, shown=6, out=out, Path=Path)
-        exec("from clca.training.records import *\nfrom clca.training.paths import *", names)
+        exec("from clca.training.records import *\nfrom clca.training.paths import *\nfrom clca.lab.kept import showing", names)
         predict_cells(names, "asked = dict(")
         if not out: names["folder"] = own_folder(names["folder"], names["asked"], "prediction.json")
         claim_folder(names["folder"], names["asked"], note="prediction.json")

@@ -18,7 +18,7 @@ import pandas as pd
 
 from .literature import published
 from .params import flag
-from .runs import load_runs
+from .runs import PLACES, load_runs
 from .statistics import QUESTIONS, cells, contrasts
 from ..training.paths import shipped
 
@@ -170,7 +170,7 @@ def command_of(
     flags = []
     for name in settings:
         if name in _AXES: value = _values(runs, _AXES[name])
-        elif name in runs: value = _only(runs, name)
+        elif name in runs and name not in PLACES: value = _only(runs, name)
         else: continue
         flags += flag(name, json.loads(value) if name == "backbone_kwargs" else value)
     return shlex.join(["papermill", "nbs/comparison.ipynb", "runs/comparison.ipynb", *flags])

@@ -24,7 +24,9 @@ class Status:
     def flush(self): pass
 
 # %% ../../nbs/training/00b_progress.ipynb #34634fae
-def in_notebook() -> bool: return hasattr(get_ipython(), "kernel")
+def in_notebook() -> bool:
+    "Whether this code runs in a kernel, whose outputs somebody may look at later."
+    return hasattr(get_ipython(), "kernel")
 
 def progress_bar(
     items: Iterable | None = None, # to go through; None: `update` counts
