@@ -44,9 +44,13 @@ def show_results(folder: str | Path) -> None:
 
 
 def record(target: str, path: Path = ROOT / "data" / "commands.json", lines: int = 2) -> None:
-    "Run `make target` and keep its last lines with commit, machine and day; `CalledProcessError` if it fails."
-    done = subprocess.run(["make", target], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE)
-    said = [line.strip("= ") for line in done.stdout.splitlines() if line.strip()]
+    "Run `make target` and keep its last lines with commit, machine and day; exits with a sentence if it fails."
+    said = []
+    with subprocess.Popen(["make", target], cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            said += filter(None, [line.strip("= \n")])
+    if process.returncode: sys.exit(f"make {target} failed, so nothing is recorded")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, text=True, capture_output=True).stdout
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     made = dict(printed=said[-lines:], commit=commit.strip(), machine=machine, date=f"{date.today()}")

@@ -8,6 +8,9 @@ import pytest
 from helpers import ROOT, code_cells, is_tagged
 
 from clca.lab.claims import typed_numbers
+from clca.training.code import essence
+
+def essence_of(source): return essence(renewal.without_magics(source))
 
 WHO = sorted(renewal.RUNS)
 each = pytest.mark.parametrize("name", WHO)
@@ -99,4 +102,4 @@ def test_code_records_and_the_other_notebook_count(copy):
     assert [a != b for a, b in zip(now()[1:], before[1:])] == [True, True]
 
 def test_a_comment_is_told_from_code():
-    assert renewal.essence("%magic\na = '#' # why\n\n# all\nb = 1\n") == "a = '#'\nb = 1"
+    assert essence_of("%magic\na = '#' # why\n\n# all\nb = 1\n") == "a = '#'\nb = 1"
