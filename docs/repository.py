@@ -143,7 +143,7 @@ def rerun(run: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["readme"]: write_readme()
-    elif sys.argv[1:2] == ["record"] and len(sys.argv) == 3: record(sys.argv[2])
+    elif sys.argv[1:2] == ["record"] and len(sys.argv) == 3: record(sys.argv[2], lines=1 if "test" in sys.argv[2] else 2)
     elif sys.argv[1:] == ["licences"]:
         page = ROOT / "docs" / "licences.md"
         page.write_text(licences(page.read_text(encoding="utf-8") if page.exists() else ""), encoding="utf-8")
