@@ -92,6 +92,9 @@ def installed(tmp_path_factory):
     lend(closure(requirements("requirements")), site)
     return python
 
+def test_a_wheel_says_that_it_has_types(installed):
+    assert list((installed.parent.parent/"lib").glob("python*/site-packages/clca/py.typed"))
+
 def test_a_wheel_with_the_base_requirements_is_enough(installed, tmp_path):
     work, out = tmp_path/"work", tmp_path/"out"
     work.mkdir()
