@@ -4,13 +4,10 @@
 `python docs/repository.py record TARGET` runs `make TARGET` and keeps what it printed last, for the README,
 `python docs/repository.py licences` makes docs/licences.md from what is installed."""
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
 from configparser import ConfigParser
-from datetime import date
 from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata
 from pathlib import Path
 
@@ -51,9 +48,8 @@ def record(target: str, path: Path = ROOT / "data" / "commands.json", lines: int
             print(line, end="", flush=True)
             said += filter(None, [line.strip("= \n")])
     if process.returncode: sys.exit(f"make {target} failed, so nothing is recorded")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, text=True, capture_output=True).stdout
-    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
-    made = dict(printed=said[-lines:], commit=commit.strip(), machine=machine, date=f"{date.today()}")
+    from clca.training.records import provenance # takes seconds, which not every call of this file needs
+    made = dict(printed=said[-lines:]) | {key: provenance()[key] for key in ("git_commit", "machine", "date")}
     records = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(records | {f"make {target}": made}, indent=1, sort_keys=True) + "\n")
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,3 +59,15 @@ def registries_restored() -> Iterator[None]:
             registry.update(things)
             registry.typed.clear()
             registry.typed.update(typed)
+
+def tinted_noise(root: Path, shape, **numbers: int) -> Iterator[tuple[Path, np.ndarray]]:
+    """A place and pixels for each image of three classes, by split; `shape` gives height and width of the k-th of a class.
+    What the images become is the caller's business."""
+    rng = np.random.default_rng(0)
+    for split, number in numbers.items():
+        for channel, tint in enumerate(("red", "green", "blue")):
+            (place := root/split/tint).mkdir(parents=True)
+            for k in range(number):
+                pixels = rng.integers(0, 128, (*shape(k), 3), dtype=np.uint8)
+                pixels[..., channel] += 120
+                yield place/f"{k}.png", pixels

@@ -10,31 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import tinted_noise
+
 from clca import create_model, trace
 from clca.tools.tracing import survival
 from clca.training import Predictor, Recipe, load_data, predictor as room, train
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     "Noise with a tint, of many sizes, one turned by EXIF and one with an alpha channel."
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for split, number in dict(train=8, val=2, test=3).items():
-        for channel, name in enumerate(("red", "green", "blue")):
-            (place := root/split/name).mkdir(parents=True)
-            for k in range(number):
-                pixels = rng.integers(0, 128, (20 + 9*k, 31, 3), dtype=np.uint8)
-                pixels[..., channel] += 120
-                image, exif = Image.fromarray(pixels), Image.Exif()
-                if k == 1: exif[0x112] = 6
-                if k == 2: image.putalpha(Image.fromarray(pixels[..., 0]))
-                image.save(place/f"{k}.png", exif=exif)
+    root = tmp_path_factory.mktemp("photos")
+    for place, pixels in tinted_noise(root, lambda k: (20 + 9*k, 31), train=8, val=2, test=3):
+        image, exif = Image.fromarray(pixels), Image.Exif()
+        if place.stem == "1": exif[0x112] = 6
+        if place.stem == "2": image.putalpha(Image.fromarray(pixels[..., 0]))
+        image.save(place, exif=exif)
     return root
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 "The protocols on real files and small models: stopped anywhere they end with the same bits, and what counts is the average."
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -7,6 +6,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
+
+from helpers import tinted_noise
 
 from clca import create_model, load_checkpoint
 from clca.training import load_data, recipe_of, train
@@ -16,24 +17,13 @@ from clca.training.images import Images
 SHORT = dict(epochs=4, batch_size=8, warmup_epochs=1., cooldown_epochs=0., precision="32-true")
 SAME = ["epoch", "lr", "train_loss", "val_loss", "val_top1"]
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "Three classes of noise, each with a tint: 30 images for training, 9 for validation, 9 for test."
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for split, number in dict(train=10, val=3, test=3).items():
-        for channel, name in enumerate(("red", "green", "blue")):
-            (place := root/split/name).mkdir(parents=True)
-            for k in range(number):
-                pixels = rng.integers(0, 128, (20, 20, 3), dtype=np.uint8)
-                pixels[..., channel] += 120
-                Image.fromarray(pixels).save(place/f"{k}.png")
+    root = tmp_path_factory.mktemp("photos")
+    for place, pixels in tinted_noise(root, lambda k: (20, 20), train=10, val=3, test=3): Image.fromarray(pixels).save(place)
     return root
 
 def images(folder, recipe): return load_data("folder", str(folder), image_size=16, augmentation=recipe.augmentation)

@@ -17,7 +17,7 @@ from clca.lab import sweep
 from clca.lab.made_by import sort_out
 from clca.lab.plans import (all_runs, canonical, check_runs, collect_sweep, finished, run_folder, preset_axes, shared_by_pairs,
                             sweep_results)
-from clca.lab.rates import choose_lr, trials
+from clca.lab.rates import best_rates, trials
 from clca.lab.runs import load_runs
 from clca.lab.statistics import effects
 from clca.lab.sweep import SweepPlan, by_hand, choose_rates, final_runs, missing_runs, planned, save_plan, sweep_table
@@ -226,7 +226,7 @@ def code_of_copy(folder, *edits):
 
 def test_prose_and_pictures_are_no_other_code(tmp_path):
     edits = [("train.ipynb", "This is the main job of the project", "This is what the project is for"),
-        ("train.ipynb", "examples = [picture(data.train[i][0])", "examples = [picture(data.train[-i][0])"),
+        ("train.ipynb", "data.train.visible(data.train[i][0])", "data.train.visible(data.train[-i][0])"),
         ("train.ipynb", "# passes over the training images (typefaces", "# epochs (typefaces"),
         ("clca/walk.py", "# what the head has read, in order of depth", "# read"),
         ("clca/training/recipe.py", "How a model is trained:", "How one trains:"),
@@ -282,7 +282,7 @@ def test_old_records_are_of_unknown_code(tmp_path):
 def test_nearest_keep_and_own_reducer():
     runs = all_runs(reducer=["evit", "topk"], keep=[1., .5, .1], variant="base", seed=0)
     tried = [(t, t["lr"] if t["keep"] == .1 and t["reducer"] == "evit" else -t["lr"]) for t in trials(runs, [.1, .2], keeps=[.1, 1.])]
-    chosen = {(r["reducer"], r["keep"]): r["lr"] for r in choose_lr(runs, tried)}
+    chosen = {(r["reducer"], r["keep"]): lr for r, lr in zip(runs, best_rates(runs, tried))}
     assert chosen == {("none", 1.): .1, ("evit", .5): .1, ("evit", .1): .2, ("topk", .5): .1, ("topk", .1): .1}
 
 def test_collected_records(tmp_path):

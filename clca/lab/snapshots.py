@@ -34,8 +34,8 @@ def snapshot(
     metrics, model = read_metrics(Path(run)), load_checkpoint(run)
     data = data_of_run(metrics, run, preparation_of(model))
     images, _ = some_images(data, shown)
-    pixels = (images * data.test.std + data.test.mean) * 255
-    arrays = dict(images=pixels.round().clamp(0, 255).byte()) | stage_maps(model, images)
+    pixels = data.test.visible(images) * 255
+    arrays = dict(images=pixels.round().byte()) | stage_maps(model, images)
     if sample:
         images, labels = some_images(data, sample)
         arrays |= dict(cls=cls_tokens(model, images).half(), labels=labels)

@@ -99,6 +99,9 @@ class Images(Dataset):
         self.epoch, self.memory = _Epoch(), None
 
     def __len__(self): return len(self.paths)
+    def visible(self, images: Tensor) -> Tensor: # both [..., 3, H, W]
+        "Images of this set as a picture shows them, without the preparation of their colours: from 0 to 1."
+        return (images*self.std + self.mean).clamp(0, 1)
     def set_epoch(self, epoch: int): self.epoch.number[0] = epoch
 
     def pixels(self, i: int) -> Tensor: # [3, *preparation.resize] uint8
