@@ -16,10 +16,18 @@ from .house_style import label
 from .readings import plural
 
 # %% ../../nbs/lab/10d_method_readings.ipynb #0e3e6d00
-def best_row(rows: pd.DataFrame, value: str) -> pd.Series: return rows.loc[rows[value].idxmax()]
+def best_row(
+    rows: pd.DataFrame,
+    value: str, # column in which more is better
+) -> pd.Series:
+    "The row with the largest value."
+    return rows.loc[rows[value].idxmax()]
 
 # %% ../../nbs/lab/10d_method_readings.ipynb #87bae864
-def row_name(row: pd.Series) -> str:
+def row_name(
+    row: pd.Series, # reducer, keep, variant
+) -> str:
+    "What a sentence calls a row of a table of methods."
     rate = "" if row.reducer == "none" else f" at keep rate {row.keep:g}"
     return f"{label(row.reducer)}{rate}, {label(row.variant)}"
 
@@ -36,8 +44,8 @@ def about_reducers(
     second, spread = ranked.iloc[1], ranked["std"].fillna(0).iloc[:2].max()
     near = "less than" if top["mean"] - second["mean"] < spread else "more than"
     return (f"At the smallest keep rate {row_name(top)} is first with {top['mean']:.1%}, "
-            f"before {row_name(second)} with {second['mean']:.1%}. The two are {near} one standard deviation between seeds apart "
-            f"({100*(top['mean'] - second['mean']):.1f} and {100*spread:.1f} points).")
+            f"before {row_name(second)} with {second['mean']:.1%}. The two are {near} one standard deviation "
+            f"between seeds apart ({100*(top['mean'] - second['mean']):.1f} and {100*spread:.1f} points).")
 
 # %% ../../nbs/lab/10d_method_readings.ipynb #a0722c4b
 def about_gains(

@@ -6,7 +6,7 @@
 __all__ = ['recorded_run', 'parameters_from', 'differences', 'circumstances', 'verdict', 'rerun']
 
 # %% ../../nbs/lab/21_rerun.ipynb #db865a8d
-import json, subprocess, sys
+import json, subprocess
 from ast import literal_eval
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +17,7 @@ import papermill
 from safetensors.numpy import load_file
 
 from .runs import read_metrics
+from .sweep import command_into
 from ..training.paths import destination, locate, shipped
 from ..training.records import read_record
 
@@ -116,7 +117,6 @@ def rerun(
     out = destination("runs/rerun")/record["run_id"]
     out.mkdir(parents=True, exist_ok=True)
     if (out/"metrics.json").exists(): print(f"{out} has it already: delete that folder to make it again.")
-    values = ["-y", json.dumps(parameters_from(record)), "-r", "out", str(out)]
-    line = [sys.executable, "-m", "papermill", str(shipped("nbs/train.ipynb")), str(out/"train.ipynb"), *values]
-    subprocess.run([*line, "--log-output", "--no-progress-bar"], stdin=subprocess.DEVNULL, check=True)
+    line = command_into(out, parameters_from(record), "nbs/train.ipynb")
+    subprocess.run(line, stdin=subprocess.DEVNULL, check=True)
     return verdict(record, read_metrics(out), (folder, out) if folder else None)

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+
 
 from ..model import TokenReducedViT
 from ..registry import nearest
@@ -26,7 +26,7 @@ from ..tools.checkpoints import load_checkpoint
 from ..tools.preparation import preparation_of
 from ..tools.tracing import bare, survival, trace
 from .checking import inspect_files
-from .evaluation import predict
+from .evaluation import asking_bar, predict
 from .files import write_atomic
 from .folders import find_files
 from .images import Images, resized
@@ -181,8 +181,7 @@ class Asking:
         how = dict(batch_size=self.batch_size, workers=self.workers, device=self.device, progress=self.progress)
         if not tokens: return predict(self.model, images, **how)[0], []
         loader = DataLoader(images, self.batch_size, num_workers=self.workers)
-        bar = tqdm(loader, "ask the model", unit="batch", delay=1, mininterval=.5, disable=not self.progress)
-        return looked_at(self.model.to(self.device), images, bar)
+        return looked_at(self.model.to(self.device), images, asking_bar(loader, self.progress))
 
 # %% ../../nbs/training/09_predictor.ipynb #09shared1
 class Shared:
