@@ -366,6 +366,17 @@ def test_traced_by_torch_jit():
         traced = torch.jit.trace(model, x, check_trace=False)
         assert torch.allclose(traced(x), model(x), atol=1e-5), reducer
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_ats_keeps_the_tokens_of_other_images():
+    "How many tokens ATS keeps depends on the image, and a trace must not hold the number of the one that it saw."
+    model = build("ats", sharpness=4)
+    x = noise(4, (64, 64))*torch.tensor([.01, .3, 1, 3]).view(-1, 1, 1, 1)
+    model.set_input_size(64)
+    for image in x:
+        traced = torch.jit.trace(model, image[None], check_trace=False)
+        assert torch.allclose(traced(x), model(x), atol=1e-4)
+
 def test_a_saved_folder_at_another_size(tmp_path):
     "Positions are resampled as when the model itself is resized."
     for vit in ("vit", "registers", "no_cls", "rope"):

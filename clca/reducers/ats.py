@@ -60,8 +60,9 @@ def unique(
     return Select(ids.masked_fill(~valid, pad), valid)
 
 def _depends_on_data_allowed(ids: Tensor) -> bool:
-    "A shape may depend on data: not while a graph is compiled, nor where there is no data."
-    return not torch.compiler.is_compiling() and not ids.is_meta and len(ids) > 0
+    "A shape may depend on data: not while a graph is compiled or traced, nor where there is no data."
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not recorded and not ids.is_meta and len(ids) > 0
 
 # %% ../../nbs/reducers/04_ats.ipynb #9187fae6
 class ATS(Reducer):
