@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 
 HEAVY = ["pandas", "lightning", "matplotlib", "seaborn", "sklearn", "scipy", "papermill"]
 # What is declared and imported by no code of ours, with the reason.
-UNIMPORTED = {"lab": {"ipykernel", "snakemake"}} # papermill runs a notebook in a kernel; a sweep is started as a command
+UNIMPORTED = { # Lightning writes for TensorBoard; papermill runs a notebook in a kernel; a sweep is started as a command
+    "train": {"tensorboard"}, "lab": {"ipykernel", "snakemake"}}
 
 # Who imports whom ----------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,14 @@
-"What a run tells a logger. Those of others are tried where their packages are: pip install tensorboard wandb mlflow."
+"What a run tells a logger. Weights & Biases and MLflow are tried where they are: pip install wandb mlflow."
 import sys
 from unittest.mock import Mock
 
 import pytest
 import tiny
 from lightning.pytorch.loggers import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clca.training import Recipe, loggers, train
+from clca.training import Recipe, loggers, loop, train
+from clca.training.loggers import reporting
 
 RECIPE = dict(epochs=3, batch_size=8, lr=3e-3)
 NUMBERS = {"lr", "train_loss", "val_loss", "val_top1", "seconds", "images_per_second", "peak_memory_mb"}
@@ -25,7 +27,7 @@ def run(out, name, kill=None, model=None):
 def diary(monkeypatch):
     "A logger that remembers calls, in the place of any."
     made = Mock(spec=Logger)
-    monkeypatch.setattr(loggers, "logger_named", lambda name: "mlflow" if name != "none" else name)
+    monkeypatch.setattr(loop, "check_logger", lambda name, out: None)
     monkeypatch.setattr(loggers, "_logger", lambda kind, out: made)
     return made
 
@@ -57,28 +59,51 @@ def test_no_connection(diary, tmp_path):
         run(tmp_path/"run", "mlflow")
     assert not list((tmp_path/"run").iterdir())
 
-def test_without_the_package_one_sentence(monkeypatch, tmp_path):
-    for name in ("tensorboard", "tensorboardX", "wandb"): monkeypatch.setitem(sys.modules, name, None)
-    for name in ("tensorboard", "wandb"):
-        with pytest.raises(ImportError, match=f"logger='{name}' needs {name}: pip install {name}"): run(tmp_path/"run", name)
-    run(tmp_path/"run", "auto")
-    assert not (tmp_path/"run"/"tensorboard").exists()
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_without_the_package_one_sentence(name, monkeypatch, tmp_path):
+    "A folder of that name, which Python takes for a package where one starts it, is none."
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=f"logger='{name}' needs {name}: pip install {name}"): run(tmp_path/"run", name)
+    monkeypatch.delitem(sys.modules, name)
+    (tmp_path/name).mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ImportError, match=f"logger='{name}' needs"): run(tmp_path/"run", name)
+    assert not list((tmp_path/"run").iterdir())
 
 def test_another_name_is_refused():
-    with pytest.raises(ValueError, match="logger = 'tensorbord' is out of range: it must be one of auto, none"):
+    with pytest.raises(ValueError, match="logger = 'tensorbord' is out of range: it must be one of tensorboard, wandb, mlflow, none"):
         Recipe(logger="tensorbord")
 
+def board(out): return EventAccumulator(str(out/"tensorboard")).Reload()
+
 def test_tensorboard(tmp_path):
-    "No epoch twice and none missing after a run went on; what fails at once leaves nothing."
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    out = tmp_path/"run"
-    with pytest.raises(RuntimeError, match="power cut"): run(out, "auto", kill=0)
-    assert not (out/"tensorboard").exists()
-    with pytest.raises(RuntimeError, match="power cut"): run(out, "auto", kill=2)
-    run(out, "auto")
-    events = reader.EventAccumulator(str(out/"tensorboard")).Reload()
-    assert NUMBERS | {"test_top1", "macro_f1"} <= set(events.Tags()["scalars"])
-    assert [e.step for e in events.Scalars("val_loss")] == [1, 2, 3]
+    """The default. No epoch twice and none missing after a run was stopped and went on, and what was done is there
+    although the run has not ended; what fails at once leaves nothing."""
+    out, name = tmp_path/"run", Recipe().logger
+    with pytest.raises(RuntimeError, match="power cut"): run(out, name, kill=0)
+    assert not list(out.iterdir())
+    with pytest.raises(RuntimeError, match="power cut"): run(out, name, kill=2)
+    assert [e.step for e in board(out).Scalars("val_loss")] == [1, 2]
+    metrics, told = run(out, name), board(out)
+    assert NUMBERS | {"test_top1", "macro_f1"} <= set(told.Tags()["scalars"])
+    for tag in NUMBERS: assert [e.step for e in told.Scalars(tag)] == [1, 2, 3]
+    assert told.Scalars("test_top1")[0].value == pytest.approx(metrics["test_top1"])
+    before = {path: path.read_bytes() for path in (out/"tensorboard").iterdir()}
+    assert run(out, name) == metrics and before == {path: path.read_bytes() for path in (out/"tensorboard").iterdir()}
+    assert sum(map(len, before.values())) < 20_000
+
+def test_an_epoch_can_be_watched_when_it_is_done(tmp_path):
+    with reporting("tensorboard", tmp_path, dict(keep=.1)) as report:
+        report(dict(val_top1=.5), 1)
+        assert [e.step for e in board(tmp_path).Scalars("val_top1")] == [1]
+
+@pytest.mark.parametrize("searched", [(), (1e-3, 3e-3)])
+def test_files_of_others_stay(searched, tmp_path):
+    (theirs := tmp_path/"run"/"tensorboard"/"events.out.tfevents.1").parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    with pytest.raises(ValueError, match="tensorboard is not of a run of ours: use another folder"):
+        train(tiny.model(), tiny.data(), tmp_path/"run", Recipe(**RECIPE, lr_search=searched))
+    assert theirs.read_text() == "theirs" and [p.name for p in (tmp_path/"run").iterdir()] == ["tensorboard"]
 
 def test_mlflow(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")

@@ -6,7 +6,7 @@
 __all__ = ['quiet', 'fit', 'process_as_it_was', 'check_parts', 'train']
 
 # %% ../../nbs/training/08_loop.ipynb #1203aced
-import logging, math, os, shutil, signal, threading, warnings
+import logging, math, os, signal, threading, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -24,7 +24,7 @@ from .adapters import adapted
 from .evaluation import resolve_precision
 from .journal import Journal, Progress, Report
 from .loading import loader_speed
-from .loggers import reporting
+from .loggers import check_logger, reporting
 from .paths import destination
 from .recipe import Recipe, check_splits, own_state, param_groups, state_here, unwrapped
 from .code import code_hash, code_so_far
@@ -153,7 +153,6 @@ def _all_or_nothing(model: nn.Module, out: Path, first: bool) -> Iterator[None]:
         if not (out/"last.ckpt").exists() and not (out/"metrics.json").exists():
             model.load_state_dict(start)
             if first and free: (out/"parameters.json").unlink(missing_ok=True)
-            if first and free: shutil.rmtree(out/"tensorboard", ignore_errors=True)
         raise
 
 # %% ../../nbs/training/08_loop.ipynb #44324590
@@ -247,6 +246,7 @@ def train(
     with locked(out) if first else nullcontext(), process_as_it_was(), _all_or_nothing(model, out, first):
         if first and (metrics := _finished(model, out, parameters)): return metrics # by now
         check_splits(data, recipe)
+        check_logger(recipe.logger, out)
         if not (out/"last.ckpt").exists(): _check_numbers(model)
         loader, more = _loader(data, recipe, first), {}
         if recipe.lr_search:

@@ -114,7 +114,7 @@ class Recipe:
     adapter: str = "" # what trains: all, "freeze" (only what is new), "lora", or another registered adapter
     adapter_rank: int = 8 # how wide that is which an adapter adds
     log_gradients: bool = False # the largest gradient of every step, in gradients.csv
-    logger: str = "auto" # where epochs go beside history.csv: tensorboard, wandb, mlflow, none; auto: see `loggers`
+    logger: str = "tensorboard" # where epochs go beside history.csv: tensorboard, wandb, mlflow, none; see `loggers`
     teacher: str = "" # finished run without reduction, for DynamicViT to learn from; empty: none
     lr_search: Sequence[float] = () # rates of which validation chooses one, in place of `lr`; see `search`
 
@@ -127,7 +127,7 @@ def _are_rates(values: Sequence[float]) -> bool:
     return len(values) > 1 and len(set(values)) == len(values) and all(0 < rate < math.inf for rate in values)
 
 _PRECISIONS = "auto", "32-true", "bf16-mixed", "16-mixed"
-_LOGGERS = "auto", "none", "tensorboard", "wandb", "mlflow"
+_LOGGERS = "tensorboard", "wandb", "mlflow", "none"
 _RULES = dict( # of each value: whether it can work, and what it must be
     epochs=(lambda r: r.epochs >= 1, "at least 1"),
     devices=(lambda r: r.devices >= 1, "at least 1"),
