@@ -178,9 +178,10 @@ def plain(**options):
 def gradients(out): return pd.read_csv(out/"gradients.csv").max_grad.tolist()
 def history(out): return pd.read_csv(out/"history.csv")[["epoch", "lr", "train_loss", "val_loss", "val_top1"]]
 
-def test_accumulated_passes_make_the_same_steps(tmp_path):
+@pytest.mark.parametrize("mix", [{}, dict(mixup=.8, cutmix=1.)], ids=["plain", "mixed"])
+def test_accumulated_passes_make_the_same_steps(mix, tmp_path):
     for passes in (1, 4):
-        recipe = Recipe(**RECIPE, accumulate=passes, log_gradients=True)
+        recipe = Recipe(**RECIPE, **mix, accumulate=passes, log_gradients=True)
         train(plain(), tiny.data(), tmp_path/str(passes), recipe)
     assert len(gradients(tmp_path/"4")) == 2 * (50 // 8)
     assert gradients(tmp_path/"4") == pytest.approx(gradients(tmp_path/"1"), rel=1e-2)

@@ -185,11 +185,11 @@ def test_a_run_from_before_an_option_goes_on(tmp_path):
 # Processes and numbers -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("more", [
-    dict(ema=.9, accumulate=2, label_smoothing=.1, weight_decay=.1),
+    dict(ema=.9, accumulate=2, label_smoothing=.1, weight_decay=.1, mixup=.8, cutmix=1.),
     dict(ema=.9, adapter="freeze", lr_search=[1e-4, 1e-2], warmup_epochs=0., checkpointing=True)], ids=["all", "freeze"])
 def test_two_processes_give_the_result_of_one(more, tmp_path):
-    """But for the last digits, of sums in another order: averages of weights, passes of a step, an adapter, a search for
-    the rate. There is one history, and each of the 31 images of validation counts once."""
+    """But for the last digits, of sums in another order: averages of weights, passes of a step, mixed images, an adapter,
+    a search for the rate. There is one history, and each of the 31 images of validation counts once."""
     recipe = Recipe(**{**vars(tiny.RECIPE), "epochs": 2, **more})
     train(model := tiny.steady(), tiny.data(), tmp_path/"one", recipe)
     code, text = run(tmp_path/"two", devices=2, epochs=2, **more)

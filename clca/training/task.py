@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from .batches import changed_batch
+from .batches import StepDraws, changed_batch
 from .evaluation import predict
 from .paths import locate
 from .recipe import Recipe, lr_factor, own_state, param_groups, state_here, train_loader, unwrapped
@@ -100,7 +100,7 @@ class Classifier(Averaged):
         precision: str = "32-true", # resolved
     ):
         super().__init__(model, recipe.ema)
-        self.data, self.recipe, self.fused = data, recipe, precision != "16-mixed"
+        self.data, self.recipe, self.fused, self.draws = data, recipe, precision != "16-mixed", StepDraws(recipe)
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.val_top1 = MulticlassAccuracy(len(data.classes), average="micro")
         self.teacher = Teacher(locate(recipe.teacher), model) if recipe.teacher else None
@@ -109,8 +109,9 @@ class Classifier(Averaged):
         done = self.trainer.fit_loop.epoch_progress.current
         return train_loader(self.data.train, self.recipe, lambda: done.processed, self.trainer.global_rank)
 
-    def training_step(self, batch, _):
-        images, labels = changed_batch(*batch, self.recipe, len(self.data.classes))
+    def training_step(self, batch, part):
+        with self.draws(self.current_epoch, part):
+            images, labels = changed_batch(*batch, self.recipe, len(self.data.classes))
         loss = training_loss(self.model, images, labels, self.recipe.label_smoothing, self.teacher)
         self.train_loss.update(loss.detach())
         return loss
