@@ -64,7 +64,7 @@ class Cache(nn.Module):
 # %% ../nbs/06_cache.ipynb #eb310673
 def _first_registers(dim: int, count: int, cls_token: Tensor | None) -> nn.Parameter | None: # [1, count, D]
     "Registers before training: all alike, as CLS where there is one."
-    start = torch.randn(1, 1, dim) * .02 if cls_token is None else cls_token.detach().clone()
+    start = torch.randn(dim) * .02 if cls_token is None else cls_token.detach().clone()
     return nn.Parameter(start.repeat(1, count, 1)) if count else None
 
 # %% ../nbs/06_cache.ipynb #dd99492e

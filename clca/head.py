@@ -125,7 +125,7 @@ class CLAHead(Head):
     ):
         super().__init__()
         self.norm = nn.BatchNorm1d(dim)
-        self.mix = nn.Conv1d(dim, multiplier * dim, layers, stride=layers, groups=dim)
+        self.mix = nn.Conv1d(dim, multiplier * dim, layers, groups=dim)
         self.mixed_norm = nn.BatchNorm1d(multiplier * dim)
         self.act = nn.GELU()
         self.classifier = nn.Conv1d(multiplier * dim, num_classes, 1)
@@ -161,7 +161,7 @@ class IFAHead(Head):
         num_classes: int, # C
     ):
         super().__init__()
-        self.mix, self.act, self.norm = nn.Linear(layers, 1), nn.ReLU(), nn.LayerNorm(dim, eps=1e-5)
+        self.mix, self.act, self.norm = nn.Linear(layers, 1), nn.ReLU(), nn.LayerNorm(dim)
         self.classifier = nn.Linear(dim, num_classes)
     def pre_logits(self, cls: Tensor) -> Tensor: # [B, D, g] -> [B, D]
         return self.norm(self.act(self.mix(cls)).squeeze(2))
