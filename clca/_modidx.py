@@ -1368,6 +1368,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'clca.training.reading._open_tiff': ('training/reading.html#_open_tiff', 'clca/training/reading.py'),
                                        'clca.training.reading._opened': ('training/reading.html#_opened', 'clca/training/reading.py'),
                                        'clca.training.reading._pages': ('training/reading.html#_pages', 'clca/training/reading.py'),
+                                       'clca.training.reading._ppm_top': ('training/reading.html#_ppm_top', 'clca/training/reading.py'),
                                        'clca.training.reading._to_8_bits': ('training/reading.html#_to_8_bits', 'clca/training/reading.py'),
                                        'clca.training.reading._turn': ('training/reading.html#_turn', 'clca/training/reading.py'),
                                        'clca.training.reading._what_it_is': ( 'training/reading.html#_what_it_is',

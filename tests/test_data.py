@@ -60,13 +60,28 @@ def test_folder_with_splits(tmp_path):
     data = folder(tmp_path/"d")
     assert [counts(data, s) for s in ("train", "val", "test")] == [[10, 10], [2, 2], [3, 3]]
     for p in (tmp_path/"d/val").rglob("*.png"): p.unlink()
-    for p in ("a", "b", ""): (tmp_path/"d/val"/p).rmdir()
+    for p in ("a", "b"): (tmp_path/"d/val"/p).rmdir()
+    with pytest.raises(ValueError, match="val holds no class folder: fill or remove it"): folder(tmp_path/"d")
+    (tmp_path/"d/val").rmdir()
     data = folder(tmp_path/"d")
     assert [counts(data, s) for s in ("train", "val", "test")] == [[8, 8], [2, 2], [3, 3]]
 
 def test_desktop_litter_is_no_image(flat):
     (flat/"ant/.DS_Store").write_text("x"); (flat/"ant/Thumbs.db").write_text("x"); (flat/".cache").mkdir()
     assert sum(counts(folder(flat), s)[0] for s in ("train", "val", "test")) == 5
+
+def test_the_bin_of_a_disk_is_no_class(flat):
+    for name in ("$RECYCLE.BIN", "System Volume Information", "#recycle"): picture(flat/name/"x.png")
+    (flat/"lost+found").mkdir(); put(flat/"ant/thumbs.db"); put(flat/"ant/Desktop.ini")
+    data = folder(flat)
+    assert data.classes == ["ant", "bee", "cow"] and len(data.left_out) == 5
+
+def test_a_split_that_loses_all_its_images_is_not_made_anew(tmp_path):
+    for k, split in enumerate(("train", "val", "test")):
+        for c in "ab": picture(tmp_path/"d"/split/c/"0.png", 10*k + ord(c)); picture(tmp_path/"d"/split/c/"1.png", 10*k + ord(c) + 5)
+    for path in (tmp_path/"d/val").rglob("*.png"): path.write_text("")
+    with pytest.raises(ValueError, match=r"4 of 12 files .* \(empty file\).*; no image is left in val$"):
+        folder(tmp_path/"d", skip_bad=True)
 
 def test_csv_labels_with_gaps(listed):
     data = csv(listed("path,label\n" + "\n".join(f"{k}.png,{[30, 4, 100][k % 3]}" for k in range(10))))
@@ -243,6 +258,7 @@ def test_unknown_dataset_and_root(flat, tmp_path):
         ),
         ("path,label\n0.png,a\n0.png,b", "0.png is listed with two labels"),
         ("path,label\n0.png,a\n0.png,a", "0.png is listed twice"),
+        ("path,label,label\n0.png,a,b\n1.png,b,a", "two columns that are called label: rename"),
     ],
 )
 def test_bad_csv(listed, text, message):

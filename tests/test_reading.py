@@ -125,7 +125,7 @@ FOREIGN = {
     "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), "JPEG XL ": b"\xff\x0a" + bytes(20), "DICOM": bytes(128) + b"DICM" + bytes(64),
     "a video": box(b"qt  "), "SVG": b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "SVG ": b"\xef\xbb\xbf <svg/>", "PDF": b"%PDF-1.7",
     "a web page": b"\n<!DOCTYPE HTML><p>404", "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
-    "a ZIP archive": b"PK\3\4" + bytes(30), "a NumPy array": b"\x93NUMPY\1\0", "a TIFF of a kind": b"II*\0\x08\0\0\0\0\0" + bytes(40)}
+    "a ZIP archive": b"PK\3\4" + bytes(30), "PAM": b"P7\nWIDTH 1\n", "a NumPy array": b"\x93NUMPY\1\0", "a TIFF of a kind": b"II*\0\x08\0\0\0\0\0" + bytes(40)}
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_file_is_called_by_its_name(tmp_path, kind):
@@ -286,9 +286,16 @@ def test_ink_of_8_bits_in_16_is_refused(tmp_path):
         (tmp_path/"x.tif").write_bytes(deep_tiff([[[3, 200, 0, 9]]], end, separation=True))
         assert "brightest value is 200 of 65535" in examine(str(tmp_path/"x.tif")).why
 
-def test_a_portable_pixmap_of_8_bits_in_16_is_told(tmp_path):
-    (tmp_path/"x.ppm").write_bytes(b"P6 1 1 65535\n" + np.array([9, 200, 8], ">u2").tobytes())
-    assert "no pixel brighter than 1 of 255" in examine(str(tmp_path/"x.ppm")).note
+@pytest.mark.parametrize("in_letters", [False, True])
+def test_a_portable_pixmap_of_8_bits_in_16_is_refused(tmp_path, in_letters):
+    "As a PNG is: 256 is the first value that 8 bits could not hold, and black is black."
+    def examined(*values, top=65535):
+        samples = b"# r g b\n" + b" ".join(b"%d" % v for v in values) if in_letters else np.array(values, ">u2").tobytes()
+        (tmp_path/"x.ppm").write_bytes(b"P%d 1 1 %d\n" % (3 if in_letters else 6, top) + samples)
+        return examine(str(tmp_path/"x.ppm"))
+    for value in 1, 128, 129, 255: assert f"brightest value is {value} of 65535" in examined(0, value, 0).why
+    assert examined(0, 256, 0).note == "16 bits, but no pixel brighter than 1 of 255" and examined(0, 0, 0).why == ""
+    assert examined(0, 200, 8, top=1000).note == examined(0, 200, 8, top=1000).why == "", "its range is what it says"
 
 def test_a_dark_picture_of_8_bits_is_nothing_odd(tmp_path):
     Image.new("RGB", (4, 4), (3, 3, 3)).save(tmp_path/"x.png")
@@ -361,7 +368,8 @@ def test_the_transparent_value_of_sixteen_bits_is_white(tmp_path):
     seen = np.asarray(read_image(tmp_path/"a.png"))[..., 0]
     assert seen.tolist() == [[255, 117], [233, 117]]
 
-@pytest.mark.parametrize("start,kind", [(b"\x89HDF\r\n\x1a\n", "HDF5"), (b"GRIB\0\0\0\1", "GRIB"), (b"BUFR\0\0\0\4", "BUFR")])
-def test_what_pillow_knows_by_name_only(start, kind, tmp_path):
+@pytest.mark.parametrize("start,kind", [(b"\x89HDF\r\n\x1a\n", "HDF5"), (b"GRIB\0\0\0\1", "GRIB"), (b"BUFR\0\0\0\4", "BUFR"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"), (b"\xc5\xd0\xd3\xc6", "PostScript")])
+def test_what_pillow_knows_by_name_only_or_would_run(start, kind, tmp_path):
     (tmp_path/"a.h5").write_bytes(start + bytes(100))
-    with pytest.raises(ValueError, match=f"{kind}, which Pillow cannot read: convert it"): read_image(tmp_path/"a.h5")
+    with pytest.raises(ValueError, match=f"{kind}, which Pillow cannot read: (convert|draw) it"): read_image(tmp_path/"a.h5")

@@ -68,7 +68,7 @@ def _load_json(path: Path) -> dict:
     except (OSError, ValueError, TypeError): return {}
 
 # %% ../../nbs/training/01b_checking.ipynb #aa87e68b
-_READER = 2 # counted up when this package begins to refuse or to note what it did not before
+_READER = 3 # counted up when this package begins to refuse or to note what it did not before
 
 def _reader() -> list:
     "All on which it depends whether an image can be read."

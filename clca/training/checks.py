@@ -50,6 +50,8 @@ def without_bad(
     message = f"{len(bad)} of {len(table)} files cannot be read as images: {shown}{more}"
     if not skip_bad:
         raise ValueError(f"{message}; repair, convert or remove them, or pass skip_bad=True to go on without")
+    if none := [split for split in SPLITS if split in set(table.split) - set(good.split)]:
+        raise ValueError(f"{message}; no image is left in {none[0]}")
     lost = sorted_classes(set(table.label) - set(good.label))
     gone = f", and with them all files of the class(es) {_first(map(repr, lost))}" if lost else ""
     warnings.warn(f"{message}; they are left out{gone}", stacklevel=2)

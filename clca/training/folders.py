@@ -18,13 +18,14 @@ from .paths import locate, printable, why_missing
 from .typefaces import SPLITS
 
 # %% ../../nbs/training/02a_folders.ipynb #74b9948e
-_LITTER = ("Thumbs.db", "desktop.ini", ".DS_Store", "._*", ".directory", "__MACOSX", "__pycache__",
-           ".ipynb_checkpoints", ".git*", "@eaDir")
-LITTER, HIDDEN = "left behind by a desktop, by git or by Python", "hidden"
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store", "._*", ".directory", "__macosx",
+           "__pycache__", ".ipynb_checkpoints", ".git*", "@eadir", "@recycle", "#recycle", "$recycle.bin", "recycler",
+           "system volume information", "lost+found") # in small letters
+LITTER, HIDDEN = "left behind by a desktop, a disk, git or Python", "hidden"
 
 def _why_passed_over(name: str) -> str:
     "Why a file or folder of this name is not looked at, or nothing."
-    if any(fnmatch(name, pattern) for pattern in _LITTER): return LITTER
+    if any(fnmatch(name.casefold(), pattern) for pattern in _LITTER): return LITTER
     return HIDDEN if name.startswith(".") else ""
 
 # %% ../../nbs/training/02a_folders.ipynb #dd2f5020
@@ -103,8 +104,12 @@ def _has_splits(found: Found) -> bool:
     "Whether the folder holds splits, and not class folders; ValueError if it is something between the two."
     names = [found.name(p) for p in found.folders if p.parent == found.base]
     if "train" not in names or set(names) - set(SPLITS): return _check_splits(found, names) or False
-    if "test" in names: return True
-    raise ValueError(f"data_root {printable(found.base)!r} has a train folder but no test folder: add test")
+    if "test" not in names:
+        raise ValueError(f"data_root {printable(found.base)!r} has a train folder but no test folder: add test")
+    for split in names:
+        if not any(p.parent == found.base/split for p in found.folders):
+            raise ValueError(f"{printable(found.base/split)} holds no class folder: fill or remove it")
+    return True
 
 # %% ../../nbs/training/02a_folders.ipynb #8bca8ffb
 def _why_out_of_place(file: Path, depth: int, level: int) -> str:

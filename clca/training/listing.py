@@ -37,7 +37,9 @@ def csv_rows(
 
 # %% ../../nbs/training/02b_listing.ipynb #982dfa8c
 def _check_header(path: Path, header: list[str]) -> None:
-    "Raise ValueError if a column that is needed has no name."
+    "Raise ValueError if a column that is needed has no name, or another one has it, too."
+    if twice := [c for c in _COLUMNS if header.count(c) > 1]:
+        raise ValueError(f"{path} has two columns that are called {twice[0]}: rename the one that is not meant")
     missing = [c for c in ("path", "label") if c not in header]
     if not missing: return
     one_column = len(header) == 1 or "\0" in header[0]
@@ -61,13 +63,13 @@ def _check_filled(path: Path, table: pd.DataFrame) -> None:
 
 # %% ../../nbs/training/02b_listing.ipynb #5027dd55
 def _csv_columns(path: Path) -> pd.DataFrame:
-    "The columns path, label and split of a CSV as text; of columns with the same name the first counts."
+    "The columns path, label and split of a CSV as text."
     rows = csv_rows(path)
     header = rows.pop(min(rows))
     _check_header(path, header)
     if not rows: raise ValueError(f"{path} has no rows")
     _check_lengths(path, rows, len(header))
-    fields = [dict(reversed([*zip(header, row)])) for row in rows.values()]
+    fields = [dict(zip(header, row)) for row in rows.values()]
     values = [[row.get(column, "") for column in _COLUMNS] for row in fields]
     table = pd.DataFrame(values, columns=_COLUMNS, index=list(rows))
     _check_filled(path, table)

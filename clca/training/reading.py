@@ -6,7 +6,7 @@
 __all__ = ['to_rgb', 'use_plugins', 'use_limit', 'decode', 'read_image']
 
 # %% ../../nbs/training/01a_reading.ipynb #bdc35f7c
-import io, os, re, struct, sys, warnings
+import io, math, os, re, struct, sys, warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,7 +132,9 @@ _BEGINNINGS = { # the first bytes of a file → what it is, and the remedy
     b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull"),
     b"\x93NUMPY": ("a NumPy array", "convert it to PNG"), b"v/1\x01": ("OpenEXR", "convert it to PNG"),
     b"\x89HDF": ("HDF5", "convert it to PNG"), b"GRIB": ("GRIB", "convert it to PNG"),
-    b"BUFR": ("BUFR", "convert it to PNG"), b"PK\x03\x04": ("a ZIP archive", "unpack it")}
+    b"BUFR": ("BUFR", "convert it to PNG"), b"P7\n": ("PAM", "convert it to PNG"),
+    b"%!ps": ("PostScript", "draw it to a PNG"), b"\xc5\xd0\xd3\xc6": ("PostScript", "draw it to a PNG"),
+    b"PK\x03\x04": ("a ZIP archive", "unpack it")}
 
 # %% ../../nbs/training/01a_reading.ipynb #83d3ef55
 _HEIF = "convert it to PNG or JPEG, or install pillow-heif"
@@ -209,6 +211,13 @@ def _lower_half(image: Image.Image) -> Image.Image:
     return image.getchannel(1) if grey else image
 
 # %% ../../nbs/training/01a_reading.ipynb #9e5acb89
+def _ppm_top(image: Image.Image, data: bytes) -> int: # of 65535
+    "The largest sample of a PPM in colour, opened and not loaded, from its file."
+    codec, _, start, args = image.tile[0]
+    if codec == "ppm": values = np.frombuffer(data, ">u2", 3*math.prod(image.size), start)
+    else: values = np.array(re.sub(rb"#[^\r\n]*", b"", data[start:]).split(), int) # numbers in letters
+    return round(int(values.max())*65535/args[-1])
+
 def _brightest(image: Image.Image) -> tuple[int, int]: # of the colours, and of alpha (255 without)
     "The largest values of an image with 8 bits a sample."
     top = {band: image.getchannel(band).getextrema()[1] for band in image.getbands()}
@@ -217,8 +226,10 @@ def _brightest(image: Image.Image) -> tuple[int, int]: # of the colours, and of 
 
 def _check_seen(image: Image.Image, data: bytes) -> None: # loaded; its file
     "Raise ValueError for colours of 16 bits that fit into 8."
-    if _brightest(image)[0] or image.format not in ("PNG", "TIFF"): return # others have decoders of their own
-    if value := _brightest(_lower_half(_opened(data)))[0]: raise ValueError(_FAINT.format(value))
+    is_ppm = image.format == "PPM" # whose samples are rounded: 1 may have been 129 to 385
+    if _brightest(image)[0] > is_ppm or image.format not in ("PPM", "PNG", "TIFF"): return # others: own decoders
+    value = _ppm_top(_opened(data), data) if is_ppm else _brightest(_lower_half(_opened(data)))[0]
+    if 0 < value < 256: raise ValueError(_FAINT.format(value))
 
 # %% ../../nbs/training/01a_reading.ipynb #f62a41b8
 def _note(image: Image.Image) -> str:
@@ -228,9 +239,12 @@ def _note(image: Image.Image) -> str:
     return f"16 bits, but no pixel {f'brighter than {colour}' if colour <= 16 else f'more opaque than {alpha}'} of 255"
 
 # %% ../../nbs/training/01a_reading.ipynb #986e47f6
+# of the first three Pillow knows the names only, the others it would give to Ghostscript, which runs them as programs
+_NO_IMAGES = b"\x89HDF", b"GRIB", b"BUFR", b"%!PS", b"\xc5\xd0\xd3\xc6"
+
 def _opened(data: bytes) -> Image.Image: # not loaded
     "An image by its header. Raises whatever Pillow raises."
-    if data[:4] in (b"\x89HDF", b"GRIB", b"BUFR"): raise ValueError(_what_it_is(data)) # Pillow knows their names only
+    if data[:4] in _NO_IMAGES: raise ValueError(_what_it_is(data))
     is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and data[8:10] == b"CR": raise ValueError(f"{_RAW[0]}, of which Pillow reads a preview: {_RAW[1]}")
     return _open_tiff(data) if is_tiff else Image.open(io.BytesIO(data))
