@@ -128,7 +128,7 @@ def _are_rates(values: Sequence[float]) -> bool:
 
 _PRECISIONS = "auto", "32-true", "bf16-mixed", "16-mixed"
 _LOGGERS = "tensorboard", "wandb", "mlflow", "none"
-_RULES = dict( # of each value: whether it can work, and what it must be
+_RULES = dict( # of each value: whether it can work, and what it must be, with the recipe as r
     epochs=(lambda r: r.epochs >= 1, "at least 1"),
     devices=(lambda r: r.devices >= 1, "at least 1"),
     accumulate=(lambda r: r.accumulate >= 1, "at least 1"),
@@ -139,13 +139,13 @@ _RULES = dict( # of each value: whether it can work, and what it must be
     lr_search=(lambda r: not len(r.lr_search) or _are_rates(r.lr_search),
                "two or more different rates, above 0 and finite"),
     weight_decay=(lambda r: 0 <= r.weight_decay < math.inf, "0 or more and finite"),
-    warmup_epochs=(lambda r: 0 <= r.warmup_epochs <= r.epochs, "from 0 to the number of epochs"),
+    warmup_epochs=(lambda r: 0 <= r.warmup_epochs <= r.epochs, "from 0 to the number of epochs, {r.epochs}"),
     label_smoothing=(lambda r: 0 <= r.label_smoothing < 1, "from 0 to below 1"),
     clip_grad=(lambda r: r.clip_grad >= 0, "0 (off) or more"),
     min_lr=(lambda r: 0 <= r.min_lr <= min(r.lr_search or [r.lr]),
             "from 0 to lr, or to the lowest rate of lr_search"),
     cooldown_epochs=(lambda r: 0 <= r.cooldown_epochs <= r.epochs - r.warmup_epochs,
-                     "from 0 to the epochs after the warm-up"),
+                     "from 0 to the epochs after the warm-up, {r.epochs} - {r.warmup_epochs:g}"),
     layer_decay=(lambda r: 0 < r.layer_decay <= 1, "above 0, up to 1 (all layers learn alike)"),
     drop_path=(lambda r: 0 <= r.drop_path < 1, "from 0 to below 1"),
     augmentation=(lambda r: r.augmentation in AUGMENTATIONS, f"one of {', '.join(AUGMENTATIONS)}"),
@@ -162,8 +162,8 @@ _RULES = dict( # of each value: whether it can work, and what it must be
 def _check_values(recipe: Recipe) -> None:
     "Raise `ValueError` that names the first value that cannot work."
     for name, (fits, words) in _RULES.items():
-        value = getattr(recipe, name)
-        if not fits(recipe): raise ValueError(f"{name} = {value!r} is out of range: it must be {words}.")
+        if fits(recipe): continue
+        raise ValueError(f"{name} = {getattr(recipe, name)!r} is out of range: it must be {words.format(r=recipe)}.")
     if (recipe.mixup or recipe.cutmix) and recipe.batch_size % (2 * recipe.parts):
         raise ValueError(f"batch_size = {recipe.batch_size} cannot be mixed: mixup and cutmix take two images at a "
                          f"time, so it must be a multiple of {2 * recipe.parts}.")
