@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
+from ..training.evaluation import confused_pairs
+
 # %% ../../nbs/lab/10b_readings.ipynb #a3820fae
 def say(
     text: str, # Markdown
@@ -101,13 +103,14 @@ def about_pairs(
     "How many mistakes there are, and whether they are always the same."
     wrong = answers[answers.label != answers.prediction]
     if wrong.empty: return f"None of {plural(len(answers), 'answer')} is wrong. No class is taken for another."
-    counts = wrong.groupby(["label", "prediction"]).size().sort_values(ascending=False)
-    both = [wrong.groupby(["label", "prediction"]).size().get(pair[::-1], 0) for pair in counts.index[:1]][0]
+    pairs = confused_pairs(answers)
+    first, counts = pairs.iloc[0], pairs.set_index(["label", "prediction"]).images
+    back = int(counts.get((first.prediction, first.label), 0))
     return (f"{plural(len(wrong), 'answer')} of {len(answers):,} are wrong, in {plural(len(counts), 'pair')} of "
             "classes; the six most frequent "
-            f"hold {counts[:6].sum()/len(wrong):.0%} of them. The most frequent, {counts.index[0][0]} taken for "
-            f"{counts.index[0][1]}, "
-            f"comes {counts.iloc[0]} times, and {both} times the other way round.")
+            f"hold {pairs.images[:6].sum()/len(wrong):.0%} of them. The most frequent, {first.label} taken for "
+            f"{first.prediction}, comes {plural(int(first.images), 'time')}, and {plural(back, 'time')} the other way "
+            "round.")
 
 def about_classes(
     table: pd.DataFrame, # a row for each class: images, recall, precision
@@ -117,8 +120,8 @@ def about_classes(
     low, never = known.recall.idxmin(), int(known.precision.isna().sum())
     return (f"Recall goes from {known.recall.min():.0%} ({low}) to {known.recall.max():.0%} "
             f"({known.recall.idxmax()}), with a median of "
-            f"{known.recall.median():.0%}. {plural(never, 'class') if never else 'No class'} of {len(known)} is "
-            "never an answer.")
+            f"{known.recall.median():.0%}. {plural(never, 'class') if never else 'No class'} of {len(known):,} "
+            f"{'are' if never > 1 else 'is'} never an answer.")
 
 def about_reliability(
     curve: pd.DataFrame, # a row for each bin: images, share, accuracy

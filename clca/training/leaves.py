@@ -149,6 +149,8 @@ def read_leaves(
     found = _of_stage(found, _asked_stage(name))
     tables = (read(found, name) for read in LAYOUTS.values())
     table = next((t for t in tables if t is not None), None)
-    if table is None: raise ValueError(f"{printable(place)} holds no {name}: it needs {', or '.join(LAYOUTS)}")
+    if table is None:
+        ways = [way for way, read in LAYOUTS.items() if name != "soygene" or read is not from_names] # which say no class
+        raise ValueError(f"{printable(place)} holds no {name}: it needs {', or '.join(ways)}")
     check_names(name, table[table.split != ""])
     return table
