@@ -51,7 +51,7 @@ def record(target: str, path: Path = ROOT / "data" / "commands.json", lines: int
     from clca.training.records import provenance # takes seconds, which not every call of this file needs
     made = dict(printed=said[-lines:]) | {key: provenance()[key] for key in ("git_commit", "machine", "date")}
     records = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(records | {f"make {target}": made}, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(records | {f"make {target}": made}, indent=1) + "\n")
 
 
 def cell_text(cell: dict) -> str:

@@ -11,22 +11,24 @@ from repository import readme
 
 from clca.lab.claims import with_numbers, typed_numbers
 
-INDEX = ROOT/"nbs"/"index.ipynb"
+INDEX, MEASURED_PAGE = ROOT/"nbs"/"index.ipynb", ROOT/"nbs"/"lab"/"41_measured.ipynb"
 PLACES = [ # one of each kind, whatever the README says today
     '{{ worth("evidence", "head over base").mean:.0f }}', '{{ score("default", variant="clca") }}', "{{ supported() }}",
-    '{{ measured("batch", keep=.1).speedup.max():.1f }}', '{{ published_worth("cache over head", .1) }}']
+    '{{ measured("batch", keep=.1).speedup.max():.1f }}', '{{ published_worth("cache over head", .1).words }}']
 
-def prose(): return [c.source for c in nbformat.read(INDEX, 4).cells if c.cell_type == "markdown"]
+def prose(path=INDEX): return [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
 
 def change_runs(file):
     "Less accurate, and not all alike."
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    for r in records: r["test_top1"] *= .4 if r["cache"] else .8 if r["head"] == "cla" else .9
+    for r in records:
+        r["test_top1"] *= .4 if r["cache"] else .8 if r["head"] == "cla" else .9
+        r["val_top1"] *= 1 - 100*r["lr"]
     file.write_text("".join(json.dumps(r) + "\n" for r in records))
 
 def change_table(file):
     table = pd.read_csv(file)
-    numbers = table.columns.intersection(["speedup", "reached", "memory_ratio", "seconds", "overhead"])
+    numbers = table.columns.intersection(["speedup", "reached", "memory_ratio", "seconds", "overhead", "operations"])
     table[numbers] *= 2
     if "acc_mean" in table: table.loc[table.variant == "clca", "acc_mean"] -= 20
     table.iloc[2:].to_csv(file, index=False)
@@ -35,8 +37,10 @@ def change_table(file):
 def changed(tmp_path, monkeypatch):
     "All records are others."
     for name in ("runs", "benchmark", "published"): shutil.copytree(ROOT/"data"/name, tmp_path/"data"/name)
-    for name in ("coverage.csv", "commands.json"): shutil.copy(ROOT/"data"/name, tmp_path/"data")
-    for file in (tmp_path/"data"/"runs").glob("*.jsonl"): change_runs(file)
+    for name in ("coverage.csv", "commands.json", "committed.json"): shutil.copy(ROOT/"data"/name, tmp_path/"data")
+    (tmp_path/"nbs").mkdir()
+    shutil.copy(ROOT/"nbs"/"comparison.ipynb", tmp_path/"nbs")
+    for file in (tmp_path/"data"/"runs").rglob("*.jsonl"): change_runs(file)
     for file in [*(tmp_path/"data"/"benchmark").glob("*.csv"), tmp_path/"data"/"coverage.csv"]: change_table(file)
     change_table(tmp_path/"data"/"published"/"published_results.csv")
     monkeypatch.setattr("clca.training.paths.checkout", lambda: tmp_path)
@@ -62,3 +66,34 @@ def test_an_expression_without_a_value_stops_the_readme(tmp_path):
     cells = [nbformat.v4.new_markdown_cell('Worth {{ worth("evidense", "head over base") }}.')]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/"index.ipynb")
     with pytest.raises(ValueError, match="evidense"): readme(tmp_path/"index.ipynb")
+
+# The page of what was measured ---------------------------------------------------------------------------------------
+
+DRAWS = re.compile(r"_(plot|curves|bars)$|^(caption|display)$")
+
+def cells_that_run(): return [c for c in nbformat.read(MEASURED_PAGE, 4).cells if c.cell_type == "code"]
+
+def sayings():
+    "What each cell says from the records of the moment, without drawing; `None` at the end where it stops with an error."
+    said, names = {}, {}
+    for cell in cells_that_run():
+        said[cell.id] = texts = []
+        names |= {name: lambda *_, **__: None for name in names if DRAWS.search(name)} | dict(say=texts.append)
+        try: exec("\n".join(line for line in cell.source.splitlines() if not line.startswith("%")), names)
+        except (AssertionError, ValueError, LookupError, NameError): texts.append(None)
+    return {cell: texts for cell, texts in said.items() if texts}
+
+def stored():
+    texts = {c.id: [o.data.get("text/markdown") for o in c.outputs if "data" in o] for c in cells_that_run()}
+    return {cell: found for cell, some in texts.items() if (found := list(filter(None, some)))}
+
+def test_the_measured_page_says_what_the_records_say():
+    assert sayings() == stored()
+
+def test_other_records_make_the_measured_page_say_something_else(changed):
+    now, before = sayings(), stored()
+    assert None in [text for texts in now.values() for text in texts] # what the prose concludes is checked, too
+    assert not [text for cell, texts in now.items() for text in texts if text in before.get(cell, ())]
+
+def test_nobody_typed_a_number_into_the_measured_page():
+    assert not [number for text in prose(MEASURED_PAGE) for number in typed_numbers(text)]

@@ -10,16 +10,17 @@ __all__ = ['chosen', 'sweep', 'shared', 'Accuracy', 'score', 'Worth', 'worth', '
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import papermill
 
 from .literature import published
 from .params import flag
 from .runs import PLACES, load_runs
-from .statistics import QUESTIONS, cells, contrasts
+from .statistics import cells, contrasts, questions_about
 from ..training.paths import shipped
 
 # %% ../../nbs/lab/42_claims.ipynb #6e4ae95c
@@ -83,22 +84,30 @@ class Worth:
     mean: float
     low: float
     high: float
-    n: int
+    n: int # pairs
+    positive: float # share of the pairs in which it is above zero
     @property
     def seen(self) -> bool: return not self.low <= 0 <= self.high
     def __str__(self): return f"{self.mean:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
+    @property
+    def words(self) -> str:
+        "What the part does, as the verb of a sentence whose subject it is."
+        if not self.seen: return f"makes no difference that can be told from chance, {self}"
+        low, high = sorted(map(abs, (self.low, self.high)))
+        return f"{'adds' if self.mean > 0 else 'costs'} {abs(self.mean):.1f} points ({low:.1f} to {high:.1f})"
 
 # %% ../../nbs/lab/42_claims.ipynb #f51b6c7f
 def _worth(table: pd.DataFrame, question: str, keep: float | str, pair: list[str]) -> Worth:
-    if question not in QUESTIONS: raise ValueError(f"{question!r} is no question; there are {', '.join(QUESTIONS)}")
+    asked = questions_about(table.variant)
+    if question not in asked: raise ValueError(f"{question!r} is no question; there are {', '.join(asked)}")
     table = table.assign(rate=table.keep, keep="all") if keep == "all" else chosen(table, keep=keep).assign(rate=keep)
-    [row] = contrasts(table, [*pair, "rate"], {question: QUESTIONS[question]}).to_dict("records")
-    return Worth(row["mean"], row["low"], row["high"], row["n"])
+    [row] = contrasts(table, [*pair, "rate"], {question: asked[question]}).to_dict("records")
+    return Worth(*(row[name] for name in ("mean", "low", "high", "n", "positive")))
 
 # %% ../../nbs/lab/42_claims.ipynb #51a37165
 def worth(
     name: str, # of a sweep
-    question: str, # one of `QUESTIONS`
+    question: str, # one of `questions_about` its variants
     keep: float | str = "all", # a keep rate; "all": pairs of all keep rates together
 ) -> Worth:
     "What a part of the method adds in our runs; pairs share keep rate and seed."
@@ -106,13 +115,14 @@ def worth(
 
 # %% ../../nbs/lab/42_claims.ipynb #9710623e
 def published_worth(
-    question: str, # one of `QUESTIONS`
+    question: str, # one of `questions_about` their variants
     keep: float | str = "all",
+    serial: int = 30, # of their runs; 30: EViT on leaves at 448 px; 5: no reduction, a rate searched for each method
 ) -> Worth:
-    "What a part adds in the authors' runs on the five leaf sets, 448 px, EViT; pairs share data set and backbone."
-    leaves = ["cotton", "soyageing", "soygene", "soyglobal", "soylocal"]
+    "What a part adds in the authors' runs, the stages of SoyAgeing aside; pairs share data set and backbone."
     table = published()
-    own = table[(table.serial == 30) & table.dataset.isin(leaves)]
+    own = table[(table.serial == serial) & table.reducer.isin(["evit", "none"])]
+    own = own[~own.dataset.str.match(r"soyageingr\d")]
     return _worth(cells(own), question, keep, ["dataset", "backbone"])
 
 # %% ../../nbs/lab/42_claims.ipynb #7841ace4
@@ -164,11 +174,10 @@ def _values(table: pd.DataFrame, column: str) -> list:
 # %% ../../nbs/lab/42_claims.ipynb #549505fb
 def command_of(
     runs: pd.DataFrame, # of a comparison
-    settings: Mapping[str, Any], # parameters of comparison.ipynb with their defaults or what was given
 ) -> str: # for a shell
     "The command whose runs these are. Raises `ValueError` where the runs differ in what is given only once."
     flags = []
-    for name in settings:
+    for name in papermill.inspect_notebook(str(shipped("nbs/comparison.ipynb"))):
         if name in _AXES: value = _values(runs, _AXES[name])
         elif name in runs and name not in PLACES: value = _only(runs, name)
         else: continue
@@ -183,13 +192,10 @@ def _only(runs: pd.DataFrame, name: str) -> Any:
     return values.pop()
 
 # %% ../../nbs/lab/42_claims.ipynb #d1fa4ba2
-def printed(
-    command: str, # as it was recorded: "make train"
-) -> str: # its last lines
-    "What a command of the README printed when it was run last. Raises `ValueError` for one that was not recorded."
+def printed() -> str: # each command with its last lines
+    "What the commands of the README printed when they were run last."
     records = json.loads(shipped("data/commands.json").read_text())
-    if command not in records: raise ValueError(f"{command!r} is not recorded; there are {', '.join(records)}")
-    return "\n".join(records[command]["printed"])
+    return "\n\n".join("\n".join([f"$ {command}", "…", *record["printed"]]) for command, record in records.items())
 
 # %% ../../nbs/lab/42_claims.ipynb #20e4fac1
 _PLACE = re.compile(r"\{\{(.+?)\}\}", re.S)

@@ -192,12 +192,14 @@ def about_survival(
 # %% ../../nbs/lab/10b_readings.ipynb #58e62507
 def about_making(
     record: Mapping[str, Any], # of a run: git_commit, command, machine, date; what it lacks was not recorded
-) -> str:
+) -> str: # with what `origin` derived in brackets
     "What made a record, in words."
     told = {name: record.get(name) or "not recorded" for name in ("git_commit", "command", "machine", "date")}
-    command = f"`{told['command']}`" if record.get("command") else told["command"]
+    if record.get("command"): told["command"] = f"`{told['command']}`"
     changed = " and changes to it" if told["git_commit"].endswith("+") else ""
-    return (f"The command that made this: {command}; the commit: {told['git_commit'][:12].rstrip('+')}{changed}. "
+    told["git_commit"] = told["git_commit"][:12].rstrip("+") + changed
+    for name, remark in record.get("derived", {}).items(): told[name] += f" ({remark})"
+    return (f"The command that made this: {told['command']}; the commit: {told['git_commit']}. "
             f"The machine: {told['machine']}; the day: {told['date']}.")
 
 # %% ../../nbs/lab/10b_readings.ipynb #9591ccf7

@@ -29,10 +29,10 @@ def recorded_run(
     if (folder := locate(run)).is_dir():
         metrics = read_metrics(folder)
         return metrics | read_record(folder/"parameters.json") | {"run_id": folder.resolve().name}, folder
-    for file in sorted(shipped("data/runs").glob("*.jsonl")):
+    for file in [*sorted(shipped("data/runs").rglob("*.jsonl")), *sorted(shipped("data/survivors").glob("*.jsonl"))]:
         for line in map(json.loads, file.read_bytes().splitlines()):
             if line.get("run_id") == run: return line, None
-    raise FileNotFoundError(f"{run!r} is no folder of a run, and no collection in data/runs has a run of that name")
+    raise FileNotFoundError(f"{run!r} is no folder of a run, and no collection in data has a run of that name")
 
 # %% ../../nbs/lab/21_rerun.ipynb #cb4b355d
 def parameters_from(

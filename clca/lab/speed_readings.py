@@ -61,10 +61,10 @@ def about_growth(
 ) -> str:
     "Whether more tokens, or more images at once, make reduction worth more."
     rows = reducing_rows(table)
-    ends = []
-    for name, unit in dict(size="px", batch="images at once").items():
+    told = []
+    for name, form in dict(size="at {:g} px", batch="in batches of {:g}").items():
         means = rows.groupby(name).speedup.mean()
-        if len(means) < 2: ends.append(f"Only {means.index[0]:g} {unit} were measured.")
-        else: ends.append(f"At {means.index[0]:g} {unit} the mean speed-up is {means.iloc[0]:.2f}, "
-                          f"at {means.index[-1]:g} {means.iloc[-1]:.2f}.")
-    return " ".join(ends)
+        first, last = (form.format(means.index[i]) for i in (0, -1))
+        if len(means) < 2: told.append(f"It was measured {first} only.")
+        else: told.append(f"The mean speed-up is {means.iloc[0]:.2f} {first} and {means.iloc[-1]:.2f} {last}.")
+    return " ".join(told)
