@@ -39,6 +39,7 @@ help:
 env: $(MADE)
 
 # The mark is made last and named after the dependency files: no mark of any name means that an environment was never finished.
+# Each kernel would warn that its messages, which are signed and stay on this machine, are not encrypted.
 $(MADE):
 	@'$(PYTHON)' -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or \
 	    sys.exit("clca needs Python 3.11 or 3.12 and $(PYTHON) is %d.%d: install one of them, or name it with make PYTHON=..." % v)'
@@ -47,6 +48,7 @@ $(MADE):
 	@if ls '$(VENV)'/.made-* >/dev/null 2>&1; then rm -f '$(VENV)'/.made-*; else '$(PYTHON)' -m venv --clear '$(VENV)'; fi
 	@echo 'Making the environment in $(VENV): several minutes and gigabytes, once.'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,export]'
+	@mkdir -p '$(VENV)/etc/ipython' && echo 'c.IPKernelApp.log_level = "ERROR"' > '$(VENV)/etc/ipython/ipython_kernel_config.py'
 	@touch '$@'
 
 # $(call papermill,folder,notebook,parameters): a notebook, executed into its folder.
