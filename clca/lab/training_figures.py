@@ -32,15 +32,15 @@ def class_examples(
     images: ndarray, # [N, H, W, 3] from 0 to 1
     names: Sequence[str], # of the class of each
 ) -> Figure:
-    "Images with the names of their classes, eight in a row."
+    "Images with the names of their classes, six in a row."
     style(names)
-    rows = -(-len(images)//8)
-    fig = Figure(figsize=(10.5, 1.45*rows), layout="constrained")
-    axes = fig.subplots(rows, 8, squeeze=False).ravel()
+    rows = -(-len(images)//6)
+    fig = Figure(figsize=(10, 1.8*rows), layout="constrained")
+    axes = fig.subplots(rows, 6, squeeze=False).ravel()
     for ax in axes: ax.axis("off")
     for ax, image, name in zip(axes, images, readable(names)):
         ax.imshow(image)
-        ax.set_title(shorten(name), fontsize=7, parse_math=False)
+        ax.set_title(shorten(name), fontsize=8, parse_math=False)
     return fig
 
 # %% ../../nbs/lab/10a_training_figures.ipynb #bba72c40
