@@ -173,7 +173,7 @@ def create_backbone(
     arch = name.split(".")[0]
     if not timm.is_model(arch): nearest(arch, flat_vits(), "backbone")
     try: backbone = timm.create_model(name, **kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise _complaint(name, arch, kwargs, error) from error
     check_backbone(backbone)
     check_image_size(backbone.patch_embed.img_size, backbone.patch_embed.patch_size)

@@ -115,8 +115,9 @@ def spec_of(
     **default: Any, # for required options that the table may lack
 ) -> Spec:
     "The spec among the names and values of a run."
-    ours = {name: table[name] for name in OPTIONS if name in table}
-    return Spec(**default | ours, timm_kwargs=table.get("backbone_kwargs") or {})
+    ours, rest = {name: table[name] for name in OPTIONS if name in table}, table.get("backbone_kwargs") or {}
+    if "img_size" in rest: raise ValueError("backbone_kwargs must not set img_size: it is called image_size here")
+    return Spec(**default | ours, timm_kwargs=rest)
 
 # %% ../nbs/09_spec.ipynb #5be0aa02
 SOURCES = ("checkpoint_path", "cache_dir") # arguments of timm that say where weights lie

@@ -58,17 +58,21 @@ def test_smoke_settings_fit_the_notebooks():
 
 @each_runnable
 def test_runs(path, tmp_path):
-    "papermill runs the notebook, and at its end every overridden name still has the value that it was given."
-    settings = SMOKE[name(path)]
-    given = settings.get("parameters", {}) | ({"out": str(tmp_path/"out")} if "out" in parameters(path) else {})
+    """papermill runs the notebook, and at its end every overridden name still has the value that it was given.
+    A copy stays in the folder of its results, over which a refused command does not write."""
+    settings, out = SMOKE[name(path)], tmp_path/"out"
+    given = settings.get("parameters", {}) | {"out": str(out)}
     nb = nbformat.read(path, 4)
     seen = f"{{k: globals()[k] for k in {list(given)}}}"
     nb.cells.append(nbformat.v4.new_code_cell(f"import json; print(json.dumps({seen}, default=str))"))
     nbformat.write(nb, copy := tmp_path/path.name)
-    done = papermill.execute_notebook(str(copy), str(tmp_path/"done.ipynb"), given, cwd=str(ROOT), progress_bar=False,
+    out.mkdir()
+    done = papermill.execute_notebook(str(copy), str(out/"done.ipynb"), given, cwd=str(ROOT), progress_bar=False,
                                       execution_timeout=settings.get("timeout", 120))
     assert json.loads(done.cells[-1].outputs[-1].text) == given
     assert all(shown(done)), "a picture has no alternative text"
+    kept = nbformat.read(out/f"{path.stem}.finished.ipynb", 4)
+    assert [cell.source for cell in kept.cells] == [cell.source for cell in done.cells]
 
 def test_pictures_are_described(caplog):
     "Each has an alternative text, which nbconvert puts into the page: it warns of a picture without one."

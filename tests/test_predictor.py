@@ -82,17 +82,29 @@ def test_every_file_of_a_folder_is_accounted_for(run, photos, tmp_path):
     with warnings.catch_warnings(action="error"): predictor(good.parent)
     with pytest.raises(ValueError, match="notes.txt cannot be read as an image: not an image"):
         predictor([good, tmp_path/"notes.txt"])
-    with pytest.raises(ValueError, match="none of the 1 files in .*old.* can be read|none of the 0 files"): predictor(tmp_path/"old")
+    with pytest.raises(ValueError, match=r"old holds no file that can be read as an image: 1 are left out, the first is .*old.prediction.json \("):
+        predictor(tmp_path/"old")
+    (tmp_path/"void").mkdir()
+    with pytest.raises(ValueError, match="void holds no file that can be read as an image$"): predictor(tmp_path/"void")
+    with pytest.raises(ValueError, match="deep is a folder: give it alone"): predictor([good, good.parent])
     with pytest.raises(FileNotFoundError, match="gone.png does not exist"): predictor(tmp_path/"gone.png")
 
 @pytest.mark.parametrize("how, message", [
     (dict(batch_size=0), "batch_size = 0 is out of range"), (dict(workers=-1), "workers = -1 is out of range"),
-    (dict(device="gpu"), "unknown device 'gpu'")])
+    (dict(device="gpu"), "unknown device 'gpu'"), (dict(device=None), "unknown device 'None'"),
+    (dict(device="auto:1"), "no such device here"), (dict(device=f"cuda:{torch.cuda.device_count()}"), "no such device here")])
 def test_options_that_cannot_be(run, how, message):
     with pytest.raises(ValueError, match=message): Predictor.load(run, **how)
 
+@pytest.mark.parametrize("names", [["red"], ["red", "green", "blue", "grey"]])
+def test_names_that_are_not_one_for_each_class(run, names):
+    "Whoever asked would be told a wrong class."
+    model = Predictor.load(run).model
+    with pytest.raises(ValueError, match=f"there are {len(names)} names of classes, and the model has 3"): Predictor(model, names)
+
 def test_top_that_cannot_be(run):
-    with pytest.raises(ValueError, match="top = 0 is out of range"): Predictor.load(run)(said(run).path[0], top=0)
+    for top in 0, 1.5, "3":
+        with pytest.raises(ValueError, match=f"top = {top!r} is out of range"): Predictor.load(run)(said(run).path[0], top=top)
     assert len(Predictor.load(run)(said(run).path[0], top=9).columns) == 1 + 2*3, "there are three classes"
 
 def test_a_model_whose_answers_are_no_numbers(run):

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -252,6 +255,29 @@ def test_fewer_images_than_a_batch(tmp_path):
 )
 def test_values_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"^{name} = .* is out of range: it must be"): Recipe(**{name: value})
+
+@pytest.mark.parametrize("name, value, words", [
+    ("epochs", 1.5, "a whole number"), ("epochs", True, "a whole number"), ("seed", "0", "a whole number"),
+    ("batch_size", 8.0, "a whole number"), ("lr", "1e-3", "a number"), ("ema", None, "a number"), ("logger", None, "a text"),
+    ("checkpointing", "yes", "True or False"), ("teacher", Path("run"), "a text"), ("lr_search", 1e-3, "a list of numbers"),
+    ("lr_search", ["1e-3", "1e-4"], "a list of numbers")])
+def test_values_of_a_wrong_kind(name, value, words):
+    with pytest.raises(ValueError, match=f"^{name} = .* must be {words}.$"): Recipe(**{name: value})
+
+def test_values_of_numpy_are_those_of_python(tmp_path):
+    "A seed of `np.arange`, rates of `np.logspace`: they are what they say, and the record has them."
+    recipe = replace(tiny.SHORT, seed=np.arange(3)[2], lr=np.float32(.25), checkpointing=np.bool_(False), lr_search=[np.float32(.5), 1.])
+    assert recipe == replace(tiny.SHORT, seed=2, lr=.25, lr_search=[.5, 1.]) and json.loads(json.dumps(vars(recipe)))["lr_search"] == [.5, 1.]
+
+def test_contradictions_are_refused_before_any_work(tmp_path):
+    out, data = tmp_path/"run", tiny.data()
+    with pytest.raises(ValueError, match="the model has 3 classes and the data 2: make the model with num_classes=2"):
+        train(tiny.model(), SimpleNamespace(**{**vars(data), "classes": ["red", "green"]}), out, tiny.SHORT)
+    for given in dict(lr=1.), dict(data_hash="other"):
+        with pytest.raises(ValueError, match="is to be recorded, but the run has .*: make them agree"):
+            train(tiny.model(), data, out, tiny.SHORT, given)
+    with pytest.raises(ValueError, match="out is empty: name a folder"): train(tiny.model(), data, "", tiny.SHORT)
+    assert not out.exists()
 
 def test_loading_processes_and_half_precision(tmp_path):
     "A process that loads images, stops after the second epoch and goes on: nothing changes, in bfloat16 as well."

@@ -272,7 +272,7 @@ def _restore_preparation(model: nn.Module, config: Path) -> None:
 def _build_run(config: Path, classes: Mapping[str, type]) -> nn.Module:
     "The model that a run folder names, without importing anything for it."
     try: build = _options_in(json.loads(config.read_text()))
-    except (KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
+    except (AttributeError, KeyError, TypeError, ValueError) as e: raise _damaged(config, e) from e
     score, lent = build.get("score", "auto"), {"reducer": {}, "head": {}}
     if score != "auto": known(SCORES, score)
     for registry, option in ((REDUCERS, "reducer"), (HEADS, "head")):

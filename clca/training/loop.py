@@ -28,8 +28,8 @@ from .loggers import check_logger, reporting
 from .paths import destination
 from .recipe import Recipe, check_splits, own_state, param_groups, state_here, unwrapped
 from .code import code_hash, code_so_far
-from .records import AtomicIO, check_buildable, check_folder, claim_folder, locked, read_record
-from .records import run_parameters, source_hashes
+from .records import AtomicIO, check_agreement, check_buildable, check_folder, claim_folder, locked
+from .records import read_record, run_parameters, source_hashes
 from .results import finish, preparation_of_set
 from .search import best_rate, search_rate, search_record, told, trial_folder
 from .task import Classifier, check_fits
@@ -121,10 +121,13 @@ def process_as_it_was() -> Iterator[None]:
 # %% ../../nbs/training/08_loop.ipynb #12afc2fc
 def check_parts(
     model: nn.Module,
-    data, # with .train; a set that augments says how in `augmentation`
+    data, # with .train and .classes; a set that augments says how in `augmentation`
     recipe: Recipe,
 ) -> None:
-    "Raise `ValueError` if the model or the training images were not made for this recipe."
+    "Raise `ValueError` if the model or the training images were not made for this recipe, or not for each other."
+    if (number := getattr(unwrapped(model), "num_classes", len(data.classes))) != len(data.classes):
+        raise ValueError(f"the model has {number} classes and the data {len(data.classes)}: "
+                         f"make the model with num_classes={len(data.classes)}.")
     param_groups(model, recipe.weight_decay, recipe.layer_decay)
     rate = max((float(m.drop_prob) for m in model.modules() if isinstance(m, DropPath)), default=0.)
     if recipe.drop_path and not math.isclose(rate, recipe.drop_path, rel_tol=1e-4):
@@ -233,10 +236,13 @@ def train(
     Raises ValueError if the folder is of other parameters or in use, a split is too small or a parameter or the
     recipe contradicts the model, FloatingPointError if a loss or an answer is no number. What fails before the first
     epoch is done leaves model and folder as they were."""
+    if not str(out): raise ValueError("out is empty: name a folder for the run.")
     out = destination(out)
     check_buildable(model)
     check_parts(model, data, recipe)
-    parameters = run_parameters(model, parameters or {}) | asdict(recipe) | {"data_hash": data.hash}
+    parameters, known = run_parameters(model, parameters or {}), asdict(recipe) | {"data_hash": data.hash}
+    check_agreement(parameters, known, "the run")
+    parameters |= known
     if own := getattr(data.test, "preparation", None): parameters |= {"preparation_used": changeable_values(own)}
     parameters = source_hashes(parameters) | parameters
     parameters |= {"code": code_so_far(out, parameters.get("code") or code_hash())}

@@ -64,9 +64,11 @@ def _folder(place: Path) -> tuple[list[str], dict[str, str]]: # files; name → 
     bad = {printable(path): verdict.why for path, verdict in checked.items() if verdict.why}
     left = {printable(place/name): why for name, why in found.left_out.items()} | bad
     good = [path for path, verdict in checked.items() if not verdict.why]
-    if not good: raise ValueError(f"none of the {len(checked)} files in {printable(place)} can be read as an image")
+    name, why = next(iter(left.items()), ("", ""))
+    if not good:
+        first = f": {len(left)} are left out, the first is {name} ({why})" * bool(left)
+        raise ValueError(f"{printable(place)} holds no file that can be read as an image{first}")
     if left:
-        name, why = next(iter(left.items()))
         warnings.warn(f"{len(left)} of {len(good) + len(left)} files in {printable(place)} are left out, the first is "
                       f"{name} ({why}): attrs['left_out'] of the table names all", stacklevel=4)
     return good, left
@@ -76,6 +78,7 @@ def _checked(paths: Sequence[str]) -> None:
     "Raise `FileNotFoundError` or `ValueError` with one sentence for the first file that cannot be used."
     for path in paths:
         if not os.path.exists(path): raise FileNotFoundError(f"{printable(path)} does not exist{why_missing(path)}")
+        if os.path.isdir(path): raise ValueError(f"{printable(path)} is a folder: give it alone, or the files in it")
     verdicts = inspect_files([os.path.abspath(path) for path in paths], "files that were named")
     for path, verdict in verdicts.items():
         if verdict.why: raise ValueError(f"{printable(path)} cannot be read as an image: {verdict.why}")
@@ -107,11 +110,11 @@ def answer_table(
     top: int = 3, # answers for each image, at most C
 ) -> pd.DataFrame: # path, answer_1, share_1, answer_2, …
     "The best answers for each image, with the share (softmax) that the model gives to each."
-    shares, numbers = (values.cpu() for values in logits.softmax(1).topk(min(top, logits.shape[1])))
+    shares, numbers = (values.cpu().numpy() for values in logits.softmax(1).topk(min(top, logits.shape[1])))
     columns: dict[str, Any] = dict(path=list(names))
     for rank in range(shares.shape[1]):
         columns |= {f"answer_{rank + 1}": np.array(classes)[numbers[:, rank]],
-                    f"share_{rank + 1}": shares[:, rank].double().numpy().round(4)}
+                    f"share_{rank + 1}": shares[:, rank].astype(float).round(4)}
     return pd.DataFrame(columns)
 
 # %% ../../nbs/training/09_predictor.ipynb #01494e5e
@@ -148,12 +151,13 @@ def _class_names(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     return list(config.get("classes") or map(str, range(bare(model).num_classes)))
 
 # %% ../../nbs/training/09_predictor.ipynb #fd426bbb
-def _device(name: str) -> str:
-    nearest(name.partition(":")[0], ("auto", "cpu", "cuda", "mps"), "device")
+def _device(name: str | torch.device) -> str:
+    nearest(str(name).partition(":")[0], ("auto", "cpu", "cuda", "mps"), "device")
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device = {name!r}, but there is no CUDA device here: use device=cpu")
-    return name
+    try: torch.empty(0, device=name)
+    except Exception: # torch raises whatever its parts raise
+        raise ValueError(f"device = {name!r}, but there is no such device here: use device=cpu") from None
+    return str(name)
 
 # %% ../../nbs/training/09_predictor.ipynb #09asking1
 class Asking:
@@ -169,6 +173,9 @@ class Asking:
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} = {value!r} is out of range: it must be at least {least}")
+        if len(classes) != bare(model).num_classes:
+            raise ValueError(f"there are {len(classes)} names of classes, and the model has {bare(model).num_classes}: "
+                             "give one name for each, in the order of its answers")
         self.model, self.classes, self.device = model, list(classes), _device(device)
         self.batch_size, self.workers, self.progress = batch_size, workers, progress
 
@@ -231,7 +238,8 @@ class Predictor(Asking, Shared):
     ) -> pd.DataFrame: # a row for each image: path (its number for a picture in memory), answer_1, share_1, …
         """The answers. Of a folder, `attrs["left_out"]` says what was not asked about, and why.
         Raises `ValueError`, `TypeError` or `FileNotFoundError` with one sentence."""
-        if top < 1: raise ValueError(f"top = {top} is out of range: it must be at least 1")
+        if not isinstance(top, Integral) or top < 1:
+            raise ValueError(f"top = {top!r} is out of range: it must be at least 1")
         items, left = gathered(images)
         names = [item if isinstance(item, str) else number for number, item in enumerate(items)]
         logits, maps = self._ask(self.images(items), tokens)

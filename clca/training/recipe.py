@@ -9,7 +9,9 @@ __all__ = ['unwrapped', 'own_names', 'own_state', 'state_here', 'param_groups', 
 # %% ../../nbs/training/04_recipe.ipynb #8290f56c
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 import lightning as L, numpy as np, torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -120,7 +122,30 @@ class Recipe:
 
     @property
     def parts(self) -> int: return self.devices * self.accumulate # into which the images of a step are divided
-    def __post_init__(self): _check_values(self)
+    def __post_init__(self):
+        _check_kinds(self)
+        _check_values(self)
+
+# %% ../../nbs/training/04_recipe.ipynb #04kinds1
+_KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a text"), bool: (bool, "True or False")}
+
+def _plain(value: Any) -> Any:
+    "Values of NumPy, also those in a list, as those of Python, which can be recorded."
+    if isinstance(value, (np.generic, np.ndarray)): return value.tolist()
+    return type(value)(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+def _is_a(value: Any, kind: Any) -> bool:
+    "Whether it is of the kind of a field; a boolean is no number, and a field of several has a list or tuple."
+    if kind not in _KINDS: return isinstance(value, (list, tuple)) and all(_is_a(v, float) for v in value)
+    return isinstance(value, _KINDS[kind][0]) and isinstance(value, bool) == (kind is bool)
+
+def _check_kinds(recipe: Recipe) -> None:
+    "Raise `ValueError` that names the first value of a wrong kind."
+    for field in fields(recipe):
+        object.__setattr__(recipe, field.name, value := _plain(getattr(recipe, field.name))) # frozen for all others
+        if _is_a(value, field.type): continue
+        _, words = _KINDS.get(field.type, (list, "a list of numbers"))
+        raise ValueError(f"{field.name} = {value!r} must be {words}.")
 
 # %% ../../nbs/training/04_recipe.ipynb #9038d717
 def _are_rates(values: Sequence[float]) -> bool:

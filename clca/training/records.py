@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTES', 'RESULTS', 'AtomicIO', 'read_record', 'check_folder', 'claim_folder', 'locked', 'own_folder', 'why_result',
-           'fingerprint', 'model_options', 'check_buildable', 'run_parameters', 'source_hashes', 'folder_name',
-           'processor', 'machine', 'provenance', 'peak_process_memory']
+           'fingerprint', 'model_options', 'check_buildable', 'check_agreement', 'run_parameters', 'source_hashes',
+           'folder_name', 'processor', 'machine', 'provenance', 'peak_process_memory']
 
 # %% ../../nbs/training/06_records.ipynb #3105bfad
 import datetime, hashlib, inspect, io, json, os, platform, re, resource, subprocess, sys
@@ -236,6 +236,18 @@ def check_buildable(
     inside = unwrapped(model)
     if isinstance(inside, TokenReducedViT): check_spec(inside)
 
+# %% ../../nbs/training/06_records.ipynb #06agree1
+def check_agreement(
+    parameters: dict, # to be recorded
+    real: dict, # what is so
+    whose: str, # in words
+) -> None:
+    "Raise `ValueError` for a parameter that decides something and says another thing than what is so."
+    for name in sorted(parameters.keys() & real.keys() - _FREE):
+        if _as_json(parameters[name]) != _as_json(real[name]):
+            raise ValueError(f"{name} = {parameters[name]!r} is to be recorded, but {whose} has {real[name]!r}: "
+                             "make them agree.")
+
 # %% ../../nbs/training/06_records.ipynb #ef12d616
 def _check_value(name: str, value: Any) -> None:
     "Raise `ValueError` for a parameter that no JSON file can hold."
@@ -253,10 +265,7 @@ def run_parameters(
     for name, value in parameters.items(): _check_value(name, value)
     options = model_options(model)
     real = options | {"backbone_kwargs": dict(unwrapped(model).spec.timm_kwargs)} if options else {}
-    for name in sorted(parameters.keys() & real.keys()):
-        if _as_json(parameters[name]) != _as_json(real[name]):
-            raise ValueError(f"{name} = {parameters[name]!r} is to be recorded, but the model has {real[name]!r}: "
-                             "make them agree.")
+    check_agreement(parameters, real, "the model")
     return options | parameters
 
 # %% ../../nbs/training/06_records.ipynb #6d55789d
@@ -293,7 +302,9 @@ def _git(folder: Path, *command: str) -> subprocess.CompletedProcess:
     "What git says about a folder, whatever repository the environment names (as in a hook)."
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
     words = ["git", "-C", str(folder), *command]
-    return subprocess.run(words, env=env | dict(LC_ALL="C"), capture_output=True, text=True)
+    done = subprocess.run(words, env=env | dict(LC_ALL="C"), capture_output=True)
+    done.stdout, done.stderr = os.fsdecode(done.stdout), os.fsdecode(done.stderr) # paths of any bytes
+    return done
 
 def _commit(
     code: Path, # folder of the package
