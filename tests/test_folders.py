@@ -1,5 +1,6 @@
 "Nothing is lost and nothing is written over: refusals, stops and damage, in one process and in two."
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -335,6 +336,22 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     (tmp_path/"clca").mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert records._commit(tmp_path/"clca")[0] == "" and records._commit(tmp_path/"clca")[1]
+
+def test_what_the_commit_does_not_hold_is_marked(tmp_path):
+    "In a folder whose name is no UTF-8, as there are on old disks: a run must not end there with a decoding error."
+    top = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    (top/"clca").mkdir(parents=True)
+    (top/"clca"/"a.py").write_text("1")
+    git = lambda *words: records._git(top, "-c", "user.name=a", "-c", "user.email=a@example.org", *words)
+    for words in ("init", "-q"), ("add", "-A"), ("commit", "-qm", "code"): git(*words)
+    clean, why = records._commit(top/"clca")
+    assert re.fullmatch("[0-9a-f]{40}", clean) and not why
+    (top/"notes.txt").write_text("beside the code")
+    assert records._commit(top/"clca") == (clean, "")
+    (top/"clca"/"b.py").write_text("a new module")
+    assert records._commit(top/"clca") == (f"{clean}+", "")
+    (top/".git"/"index").write_text("damaged")
+    assert records._commit(top/"clca") == ("", "git cannot read the checkout")
 
 def test_a_checkout_of_another_user(tmp_path):
     if os.geteuid(): pytest.skip("only root can give a folder away")

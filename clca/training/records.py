@@ -314,12 +314,13 @@ def _commit(
     except OSError: return "", "git is not installed"
     if found.returncode: return "", _without(found.stderr)
     top = Path(found.stdout.removesuffix("\n")).resolve()
-    tracked = top == code.parent and not _git(top, "ls-files", "--error-unmatch", code.name).returncode
-    if not tracked: return "", "the code lies within a repository that does not track it"
+    tracked = _git(top, "ls-files", "--error-unmatch", code.name).returncode # 1: it is not, more: an index that is damaged
+    if top != code.parent or tracked == 1: return "", "the code lies within a repository that does not track it"
     head = _git(top, "rev-parse", "--verify", "HEAD")
     if head.returncode: return "", "the checkout has no commit"
-    changed = _git(top, "status", "--porcelain", "--untracked-files=no").stdout.strip()
-    return head.stdout.strip() + "+" * bool(changed), ""
+    status = [_git(top, "status", "--porcelain", *of) for of in (("-uno",), ("-uall", "--", code.name))] # new modules, too
+    if tracked or any(said.returncode for said in status): return "", "git cannot read the checkout"
+    return head.stdout.strip() + "+" * any(said.stdout for said in status), ""
 
 def _without(complaint: str) -> str:
     "Why git knows no checkout, without the paths of this machine."
