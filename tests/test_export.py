@@ -64,6 +64,15 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="differs from the model"): export(build(**SHALLOW), tmp_path / "m.pt2")
     assert not list(tmp_path.iterdir())
 
+def test_what_cannot_be_exported_is_said_first(tmp_path):
+    broken = build(**SHALLOW)
+    with torch.no_grad(): broken.backbone.blocks[0].norm1.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"values in backbone.blocks.0.norm1.weight that are no finite numbers"):
+        export(broken, tmp_path/"m.pt2")
+    (tmp_path/"file").write_text("x")
+    with pytest.raises(OSError, match="file.m.pt2 cannot be written .*: name another place"):
+        export(build(**SHALLOW), tmp_path/"file"/"m.pt2")
+
 def test_weights_beside_the_file(tmp_path, monkeypatch):
     "Large weights go into a second file, that the first one names; a failed export leaves an earlier one whole."
     pytest.importorskip("onnxruntime", reason="pip install clca[export]")

@@ -189,6 +189,15 @@ def test_a_checkpoint_without_its_precision_goes_on(stopped):
     records.AtomicIO().save_checkpoint(checkpoint, out/"last.ckpt")
     assert go(out, recipe=recipe)["epochs"] == 2
 
+@pytest.mark.parametrize("part", ["callbacks", "loops", "optimizer_states"])
+def test_a_checkpoint_that_lacks_a_part_is_named(tmp_path, part):
+    "Without the callbacks, say, the epochs before it would be missing in the history, in silence."
+    checkpoint = dict.fromkeys(["state_dict", "epoch", "optimizer_states", "lr_schedulers", "loops", "callbacks"])
+    checkpoint.pop(part)
+    torch.save(checkpoint, tmp_path/"last.ckpt")
+    with pytest.raises(ValueError, match="last.ckpt is damaged .it is no checkpoint of a training.: delete it"):
+        records.AtomicIO().load_checkpoint(tmp_path/"last.ckpt")
+
 def test_weights_of_a_finished_run_that_do_not_fit(finished):
     model = tiny.model()
     model.blocks = model.blocks[:1]

@@ -255,6 +255,8 @@ def _facts(
                          "since what published ATS answers depends on the whole batch: use the default behaviour")
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("the model has no weights, since it was made on the meta device: load them first")
+    if bad := next((name for name, p in model.named_parameters() if not p.isfinite().all()), None):
+        raise ValueError(f"the model has values in {bad} that are no finite numbers: give another one")
     if not isinstance(preparation, Mapping):
         raise ValueError(f"preparation={preparation!r} must be a dictionary, such as dict(crop_pct=1.0)")
     labels = _labels(config.get("classes") if classes is None else classes, model.num_classes)
@@ -291,8 +293,10 @@ def export(
     model, config = _model_and_config(model)
     about = _facts(model, config, classes, preparation)
     about["file"] = path.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+    except OSError as e: raise OSError(e.errno, f"{path} cannot be written ({e.strerror}): name another place") from None
     try: _write_all(model, about, folder, path)
     except OSError as e: raise OSError(e.errno, f"{path} could not be written, and nothing is left of it: {e}") from e
     finally: shutil.rmtree(folder, ignore_errors=True)
@@ -326,6 +330,7 @@ def _write_all(model: nn.Module, about: dict[str, Any], folder: Path, path: Path
     except Exception as e:
         why = str(e).strip().split("\n")[0]
         raise RuntimeError(f"the exported file does not run: it is not kept ({type(e).__name__}: {why})") from e
+
     if not about["difference"] < 1e-3:
         raise RuntimeError(f"the exported file differs from the model by {about['difference']:.1e}: it is not kept")
     data = [p.name for p in folder.iterdir() if p != part]

@@ -36,6 +36,8 @@ from .recipe import Recipe, unwrapped
 from ..weights import weights_file
 
 # %% ../../nbs/training/06_records.ipynb #6e672307
+_PARTS = {"state_dict", "epoch", "optimizer_states", "lr_schedulers", "loops", "callbacks"} # without one, less goes on
+
 class AtomicIO(TorchCheckpointIO):
     "Checkpoints that are whole or absent."
     def save_checkpoint(self, checkpoint, path, storage_options=None):
@@ -47,7 +49,7 @@ class AtomicIO(TorchCheckpointIO):
         content = Path(path).read_bytes() # a file that cannot be read at all is another matter
         try:
             checkpoint = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
-            if Path(path).name != "last.ckpt" or {"state_dict", "epoch"} <= checkpoint.keys(): return checkpoint
+            if Path(path).name != "last.ckpt" or _PARTS <= checkpoint.keys(): return checkpoint
             why = "it is no checkpoint of a training"
         except MemoryError: raise
         except Exception as e: why = f"{type(e).__name__}: {e}".strip().partition("\n")[0] # whatever a reader meets
