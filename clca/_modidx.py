@@ -1457,6 +1457,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                               'clca/training/records.py'),
                                        'clca.training.records.locked': ('training/records.html#locked', 'clca/training/records.py'),
                                        'clca.training.records.machine': ('training/records.html#machine', 'clca/training/records.py'),
+                                       'clca.training.records.model_files': ( 'training/records.html#model_files',
+                                                                              'clca/training/records.py'),
                                        'clca.training.records.model_options': ( 'training/records.html#model_options',
                                                                                 'clca/training/records.py'),
                                        'clca.training.records.own_folder': ('training/records.html#own_folder', 'clca/training/records.py'),

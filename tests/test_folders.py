@@ -385,10 +385,10 @@ def test_predictions_have_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CLCA_ROOT", str(tmp_path))
     run, photo = tmp_path/"run", tmp_path/"a.png"
     run.mkdir()
-    def ask(out="", weights="w", pixels="p", top=3):
-        (run/"model.safetensors").write_text(weights)
+    def ask(out="", weights="w", pixels="p", top=3, file=""):
+        (run/(file or "model.safetensors")).write_text(weights)
         photo.write_text(pixels)
-        names = dict(run=run, candidates=[photo], top=top, shown=6, out=out, Path=Path)
+        names = dict(run=run/file, candidates=[photo], top=top, shown=6, out=out, Path=Path)
         exec("from clca.training.records import *\nfrom clca.training.paths import *\nfrom clca.lab.kept import showing", names)
         predict_cells(names, "asked = dict(")
         if not out: names["folder"] = own_folder(names["folder"], names["asked"], "prediction.json")
@@ -396,6 +396,7 @@ def test_predictions_have_a_folder_of_their_own(tmp_path, monkeypatch):
         return names["folder"].relative_to(tmp_path).as_posix()
     assert ask() == ask() == "runs/predict"
     assert [ask(weights="v"), ask(pixels="q"), ask(top=1)] == ["runs/predict-2", "runs/predict-3", "runs/predict-4"]
+    assert [ask(file="best.pth"), ask(file="best.pth", weights="v")] == ["runs/predict-5", "runs/predict-6"], "a model may be a file"
     assert ask() == "runs/predict" and ask(out=str(tmp_path/"mine")) == ask(out=str(tmp_path/"mine")) == "mine"
     with pytest.raises(ValueError, match="use another folder .out."): ask(out=str(tmp_path/"mine"), pixels="q")
 

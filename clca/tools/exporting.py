@@ -296,7 +296,8 @@ def export(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
-    except OSError as e: raise OSError(e.errno, f"{path} cannot be written ({e.strerror}): name another place") from None
+    except OSError as e:
+        raise OSError(e.errno, f"{path} cannot be written ({e.strerror}): name another place") from None
     try: _write_all(model, about, folder, path)
     except OSError as e: raise OSError(e.errno, f"{path} could not be written, and nothing is left of it: {e}") from e
     finally: shutil.rmtree(folder, ignore_errors=True)

@@ -120,6 +120,7 @@ def why_missing(
     base: Path | None = None, # from where it is seen; None: the working directory
 ) -> str: # the end of a sentence
     "What is different on the disk, in words; nothing if nothing there is like it."
+    if not path: return ""
     base = base or Path.cwd()
     if "\\" in path and _alike(base/path.replace("\\", "/")): return "; write / instead of \\ in it"
     if os.path.islink(base/path): return "; it is a link to something that is not there"

@@ -173,8 +173,8 @@ class Asking:
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} = {value!r} is out of range: it must be at least {least}")
-        if len(classes) != bare(model).num_classes:
-            raise ValueError(f"there are {len(classes)} names of classes, and the model has {bare(model).num_classes}: "
+        if len(classes) != (number := bare(model).num_classes):
+            raise ValueError(f"there are {len(classes)} names of classes, and the model has {number}: "
                              "give one name for each, in the order of its answers")
         self.model, self.classes, self.device = model, list(classes), _device(device)
         self.batch_size, self.workers, self.progress = batch_size, workers, progress

@@ -127,7 +127,8 @@ class Recipe:
         _check_values(self)
 
 # %% ../../nbs/training/04_recipe.ipynb #04kinds1
-_KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a text"), bool: (bool, "True or False")}
+_KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"),
+          str: (str, "a text"), bool: (bool, "True or False")}
 
 def _plain(value: Any) -> Any:
     "Values of NumPy, also those in a list, as those of Python, which can be recorded."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTES', 'RESULTS', 'AtomicIO', 'read_record', 'check_folder', 'claim_folder', 'locked', 'own_folder', 'why_result',
-           'fingerprint', 'model_options', 'check_buildable', 'check_agreement', 'run_parameters', 'source_hashes',
-           'folder_name', 'processor', 'machine', 'provenance', 'peak_process_memory']
+           'model_files', 'fingerprint', 'model_options', 'check_buildable', 'check_agreement', 'run_parameters',
+           'source_hashes', 'folder_name', 'processor', 'machine', 'provenance', 'peak_process_memory']
 
 # %% ../../nbs/training/06_records.ipynb #3105bfad
 import datetime, hashlib, inspect, io, json, os, platform, re, resource, subprocess, sys
@@ -33,7 +33,7 @@ from .data import load_data
 from .files import write_atomic
 from .paths import locate, root
 from .recipe import Recipe, unwrapped
-from ..weights import weights_file
+from ..weights import WEIGHTS, weights_file
 
 # %% ../../nbs/training/06_records.ipynb #6e672307
 _PARTS = {"state_dict", "epoch", "optimizer_states", "lr_schedulers", "loops", "callbacks"} # without one, less goes on
@@ -212,6 +212,14 @@ def why_result(
     own = [{note, *files} for note, (_, files) in NOTES.items() if (path.parent/note).is_file()]
     return RESULTS if any(path.name in names for names in own) else ""
 
+# %% ../../nbs/training/06_records.ipynb #06files1
+def model_files(
+    run: Path, # a saved model: a folder or a file
+) -> list[Path]: # for `fingerprint`
+    "The files that decide what a saved model answers."
+    folder, files = (run, WEIGHTS) if run.is_dir() else (run.parent, (run.name,))
+    return [file for name in ("config.json", *files) if (file := folder/name).exists()]
+
 # %% ../../nbs/training/06_records.ipynb #6ffd5757
 def fingerprint(
     files: Iterable[str | Path],
@@ -316,11 +324,11 @@ def _commit(
     except OSError: return "", "git is not installed"
     if found.returncode: return "", _without(found.stderr)
     top = Path(found.stdout.removesuffix("\n")).resolve()
-    tracked = _git(top, "ls-files", "--error-unmatch", code.name).returncode # 1: it is not, more: an index that is damaged
+    tracked = _git(top, "ls-files", "--error-unmatch", code.name).returncode # 1: it is not, more: a damaged index
     if top != code.parent or tracked == 1: return "", "the code lies within a repository that does not track it"
     head = _git(top, "rev-parse", "--verify", "HEAD")
     if head.returncode: return "", "the checkout has no commit"
-    status = [_git(top, "status", "--porcelain", *of) for of in (("-uno",), ("-uall", "--", code.name))] # new modules, too
+    status = [_git(top, "status", "--porcelain", *of) for of in (("-uno",), ("-uall", "--", code.name))] # new files
     if tracked or any(said.returncode for said in status): return "", "git cannot read the checkout"
     return head.stdout.strip() + "+" * any(said.stdout for said in status), ""
 
