@@ -79,6 +79,8 @@ def test_every_file_of_a_folder_is_accounted_for(run, photos, tmp_path):
     with pytest.warns(UserWarning, match="3 of 4 files .* are left out, the first is .*: attrs"): table = predictor(tmp_path)
     assert table.path.tolist() == [str(good)] and len(table.attrs["left_out"]) == 3
     assert table.attrs["left_out"][str(tmp_path/"notes.txt")] == "not an image"
+    with pytest.warns(UserWarning, match="3 of 4 files"): again = predictor([good, tmp_path])
+    assert again.path.tolist() == [str(good)] * 2 and again.attrs == table.attrs
     with warnings.catch_warnings(action="error"): predictor(good.parent)
     with pytest.raises(ValueError, match="notes.txt cannot be read as an image: not an image"):
         predictor([good, tmp_path/"notes.txt"])
@@ -124,7 +126,10 @@ def test_to_the_hub_and_back(run, tmp_path, monkeypatch):
     assert predictor.push_to_hub("me/leaves") == "me/leaves" and {p.name for p in hub.iterdir()} == {"config.json", "model.safetensors"}
     back = Predictor.load("hf-hub:me/leaves", progress=False)
     assert back(files).equals(predictor(files)) and back.classes == json.loads((run/"config.json").read_text())["classes"]
-    def none(name, allow_patterns): raise OSError("no route\nto host")
+    def none(*names, **options): raise OSError("no route\nto host")
+    monkeypatch.setattr(Hub, "create_repo", none)
+    with pytest.raises(ConnectionError, match="me/leaves cannot be put on the hub .OSError no route to host.: log in by"):
+        predictor.push_to_hub("me/leaves")
     monkeypatch.setattr(room, "snapshot_download", none)
     with pytest.raises(ConnectionError, match="hf-hub:me/leaves cannot be fetched .OSError no route to host.: fetch config.json"):
         Predictor.load("hf-hub:me/leaves")

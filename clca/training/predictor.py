@@ -89,18 +89,23 @@ def gathered(
 ) -> tuple[list, dict[str, str]]: # what to ask about; of a folder also name → why it is left out
     "All images that are meant, each of them readable. Raises `ValueError`, `TypeError` or `FileNotFoundError`."
     if isinstance(images, Images): return images.paths, {}
-    if isinstance(images, (str, os.PathLike)) and (place := locate(images)).is_dir(): return _folder(place)
     one = isinstance(images, (str, os.PathLike, Image.Image)) or isinstance(images, np.ndarray) and images.ndim < 4
     if not one and not isinstance(images, Iterable): as_picture(images) # says what it should be
-    several = [images] if one else list(images)
-    files = [str(locate(given)) for given in several if isinstance(given, (str, os.PathLike))]
+    items: list = []
+    left, files = {}, []
+    for given in [images] if one else images:
+        if not isinstance(given, (str, os.PathLike)):
+            as_picture(given)
+            items.append(given)
+        elif (place := locate(given)).is_dir():
+            good, bad = _folder(place)
+            items, left = items + good, left | bad
+        else:
+            files.append(str(place))
+            items.append(str(place))
     _checked(files)
-    left = iter(files)
-    items = [next(left) if isinstance(given, (str, os.PathLike)) else given for given in several]
-    for given in items:
-        if not isinstance(given, str): as_picture(given)
     if not items: raise ValueError("there is no image to predict: the list is empty")
-    return items, {}
+    return items, left
 
 # %% ../../nbs/training/09_predictor.ipynb #811c9596
 def answer_table(
@@ -210,11 +215,16 @@ class Shared:
         name: str, # of a repository there, as user/name, made if there is none
         **options, # of Hugging Face's upload_folder, such as token or commit_message
     ) -> str: # address
-        "Put the folder that `save` writes on Hugging Face's hub, from where `load` takes it as hf-hub:user/name."
+        """Put the folder that `save` writes on Hugging Face's hub, from where `load` takes it as hf-hub:user/name.
+        Raises `ConnectionError` with one sentence."""
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
-            HfApi().create_repo(name, exist_ok=True, token=options.get("token"))
-            return str(HfApi().upload_folder(repo_id=name, folder_path=folder, **options))
+            try:
+                HfApi().create_repo(name, exist_ok=True, token=options.get("token"))
+                return str(HfApi().upload_folder(repo_id=name, folder_path=folder, **options))
+            except Exception as e: # of whatever library the hub uses
+                raise ConnectionError(f"{name} cannot be put on the hub ({said(e)}): log in by `hf auth login`, or "
+                                      "give what `save` writes to a machine that reaches it") from e
 
 # %% ../../nbs/training/09_predictor.ipynb #28554c35
 class Predictor(Asking, Shared):
