@@ -150,7 +150,8 @@ def read_leaves(
     tables = (read(found, name) for read in LAYOUTS.values())
     table = next((t for t in tables if t is not None), None)
     if table is None:
-        ways = [way for way, read in LAYOUTS.items() if name != "soygene" or read is not from_names] # which say no class
+        unsaid = {from_names} if name == "soygene" else set() # its names tell no class
+        ways = [way for way, read in LAYOUTS.items() if read not in unsaid]
         raise ValueError(f"{printable(place)} holds no {name}: it needs {', or '.join(ways)}")
     check_names(name, table[table.split != ""])
     return table
