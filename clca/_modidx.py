@@ -304,7 +304,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'clca.lab.origins.benchmark_command': ('lab/origins.html#benchmark_command', 'clca/lab/origins.py'),
                                   'clca.lab.origins.committed': ('lab/origins.html#committed', 'clca/lab/origins.py'),
                                   'clca.lab.origins.origin': ('lab/origins.html#origin', 'clca/lab/origins.py'),
-                                  'clca.lab.origins.origins_table': ('lab/origins.html#origins_table', 'clca/lab/origins.py'),
                                   'clca.lab.origins.record_files': ('lab/origins.html#record_files', 'clca/lab/origins.py')},
             'clca.lab.overview': { 'clca.lab.overview._draw_gains': ('lab/overview.html#_draw_gains', 'clca/lab/overview.py'),
                                    'clca.lab.overview._draw_speed': ('lab/overview.html#_draw_speed', 'clca/lab/overview.py'),

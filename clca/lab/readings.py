@@ -196,8 +196,8 @@ def about_making(
     "What made a record, in words."
     told = {name: record.get(name) or "not recorded" for name in ("git_commit", "command", "machine", "date")}
     if record.get("command"): told["command"] = f"`{told['command']}`"
-    changed = " and changes to it" if told["git_commit"].endswith("+") else ""
-    told["git_commit"] = told["git_commit"][:12].rstrip("+") + changed
+    commits = ((name.rstrip("+")[:12], name.endswith("+")) for name in told["git_commit"].split(", "))
+    told["git_commit"] = ", ".join(name + " and changes to it"*changed for name, changed in commits)
     for name, remark in record.get("derived", {}).items(): told[name] += f" ({remark})"
     return (f"The command that made this: {told['command']}; the commit: {told['git_commit']}. "
             f"The machine: {told['machine']}; the day: {told['date']}.")
