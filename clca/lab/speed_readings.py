@@ -20,7 +20,7 @@ def about_speed(
     rows = table[table.reducer != "none"]
     top, last = best_row(rows, "speedup"), rows.loc[rows.speedup.idxmin()]
     slower = (rows.speedup < 1).sum()
-    end = f"{slower} of {len(rows)} are slower than it." if slower else "None is slower than it."
+    end = f"{slower} of {len(rows)} are slower." if slower else "None is slower."
     return (f"Fastest is {row_name(top)} with {top.speedup:.2f} times the speed of {what}, slowest {row_name(last)} "
             "with "
             f"{last.speedup:.2f} times. {end}")
