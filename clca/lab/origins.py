@@ -58,7 +58,8 @@ def _derived_command(file: str, table: pd.DataFrame) -> tuple[str, str]: # the c
     if "mode" in table: return benchmark_command(table), derived
     if name == "comparison": return command_of(table), derived
     if name in PRESETS: return f'make ablation P="-p preset {name}"', "whose parameters are those of the records"
-    return f"make rerun RUN={table.run_id.iloc[0]}", f"for the first of {len(table)}, from its record"
+    which = f"for the first of {len(table)}, " if len(table) > 1 else ""
+    return f"make rerun RUN={table.run_id.iloc[0]}", f"{which}from its record"
 
 # %% ../../nbs/lab/43_origins.ipynb #99f45502
 def origin(

@@ -198,8 +198,10 @@ def about_making(
     if record.get("command"): told["command"] = f"`{told['command']}`"
     commits = ((name.rstrip("+")[:12], name.endswith("+")) for name in told["git_commit"].split(", "))
     told["git_commit"] = ", ".join(name + " and changes to it"*changed for name, changed in commits)
-    for name, remark in record.get("derived", {}).items(): told[name] += f" ({remark})"
-    return (f"The command that made this: {told['command']}; the commit: {told['git_commit']}. "
+    derived = record.get("derived", {})
+    for name, remark in derived.items(): told[name] += f" ({remark})"
+    did = "makes the same" if "command" in derived else "made this"
+    return (f"The command that {did}: {told['command']}; the commit: {told['git_commit']}. "
             f"The machine: {told['machine']}; the day: {told['date']}.")
 
 # %% ../../nbs/lab/10b_readings.ipynb #9591ccf7
