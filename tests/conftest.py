@@ -26,6 +26,7 @@ one_thread_throughout = pytest.fixture(_one_thread, name="one_thread_throughout"
 # Each n-th of the tests that match stays fast; 0: none does.
 SLOW = {
     "test_claims.py::test_another_record*": 3,
+    "test_claims.py::test_a_page_says*": 0,
     "test_claims.py::test_other_records_make*": 0,
     "test_compile.py::*": 0,
     "test_coverage.py::*": 0,

@@ -12,6 +12,7 @@ from repository import readme
 from clca.lab.claims import with_numbers, typed_numbers
 
 INDEX, MEASURED_PAGE = ROOT/"nbs"/"index.ipynb", ROOT/"nbs"/"lab"/"41_measured.ipynb"
+SAYING = [MEASURED_PAGE, *(ROOT/"nbs"/"lab"/f"{name}.ipynb" for name in ("12_gain_figures", "14_tables"))]
 PLACES = [ # one of each kind, whatever the README says today
     '{{ worth("evidence", "head over base").mean:.0f }}', '{{ score("default", variant="clca") }}', "{{ supported() }}",
     '{{ measured("batch", keep=.1).speedup.max():.1f }}', '{{ published_worth("cache over head", .1).words }}']
@@ -67,31 +68,32 @@ def test_an_expression_without_a_value_stops_the_readme(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/"index.ipynb")
     with pytest.raises(ValueError, match="evidense"): readme(tmp_path/"index.ipynb")
 
-# The page of what was measured ---------------------------------------------------------------------------------------
+# Pages whose sentences are made from the records ------------------------------------------------------------------
 
-DRAWS = re.compile(r"_(plot|curves|bars)$|^(caption|display)$")
+each_page = pytest.mark.parametrize("page", SAYING, ids=lambda path: path.stem)
 
-def cells_that_run(): return [c for c in nbformat.read(MEASURED_PAGE, 4).cells if c.cell_type == "code"]
+def code_of(page): return [c for c in nbformat.read(page, 4).cells if c.cell_type == "code"]
 
-def sayings():
-    "What each cell says from the records of the moment, without drawing; `None` at the end where it stops with an error."
+def sayings(page):
+    "What each cell says from the records of the moment; `None` at the end where it stops with an error."
     said, names = {}, {}
-    for cell in cells_that_run():
+    for cell in code_of(page):
         said[cell.id] = texts = []
-        names |= {name: lambda *_, **__: None for name in names if DRAWS.search(name)} | dict(say=texts.append)
+        names["say"] = texts.append
         try: exec("\n".join(line for line in cell.source.splitlines() if not line.startswith("%")), names)
         except (AssertionError, ValueError, LookupError, NameError): texts.append(None)
     return {cell: texts for cell, texts in said.items() if texts}
 
-def stored():
-    texts = {c.id: [o.data.get("text/markdown") for o in c.outputs if "data" in o] for c in cells_that_run()}
+def stored(page):
+    texts = {c.id: [o.data.get("text/markdown") for o in c.outputs if "data" in o] for c in code_of(page)}
     return {cell: found for cell, some in texts.items() if (found := list(filter(None, some)))}
 
-def test_the_measured_page_says_what_the_records_say():
-    assert sayings() == stored()
+@each_page
+def test_a_page_says_what_the_records_say(page): assert sayings(page) == stored(page) != {}
 
-def test_other_records_make_the_measured_page_say_something_else(changed):
-    now, before = sayings(), stored()
+@each_page
+def test_other_records_make_a_page_say_something_else(page, changed):
+    now, before = sayings(page), stored(page)
     assert None in [text for texts in now.values() for text in texts] # what the prose concludes is checked, too
     assert not [text for cell, texts in now.items() for text in texts if text in before.get(cell, ())]
 
