@@ -7,7 +7,7 @@ from nbclient import NotebookClient
 from nbdev import test as nbt
 from papermill.cli import papermill
 from clca.lab.params import as_kind, check_parameters
-from helpers import ROOT
+from helpers import ROOT, code_cells, is_tagged
 
 PARAMETERS = """keep: "Union[float, list[float]]" = 0.1 # share of tokens
 at: list[int] = [3, 6, 9] # blocks
@@ -129,3 +129,32 @@ def read(source, kind):
      "the cell of parameters gives 'c' twice: one of the two would count for nothing"),
 ])
 def test_what_is_in_a_list_or_a_dictionary(source, kind, seen): assert read(source, kind) == seen
+
+# Runnable notebooks ---------------------------------------------------------------------------------------------------
+
+def begin(name, upto, **given):
+    "Run a notebook up to the cell that holds some words, with values as papermill gives them."
+    names = dict(In=[""])
+    for cell in code_cells(ROOT/"nbs"/f"{name}.ipynb"):
+        values = "# Parameters\n" + "\n".join(f"{key} = {value!r}" for key, value in given.items())
+        for source in [cell.source, values] if is_tagged(cell) else [cell.source]:
+            names["In"].append(source)
+            exec("\n".join(line for line in source.splitlines() if not line.startswith("%")), names)
+        if upto in cell.source: return
+
+@pytest.mark.parametrize("name, upto, given, message", [
+    ("comparison", "make_plan(", dict(rounds=0), "rounds = 0 is out of range: it must be at least 1"),
+    ("comparison", "make_plan(", dict(workers=-1), "workers = -1 is out of range"),
+    ("comparison", "make_plan(", dict(threads=0), "threads = 0 is out of range"),
+    ("comparison", "make_plan(", dict(collect="mine.csv"), "collect = 'mine.csv' must end in .jsonl"),
+    ("comparison", "= load_runs(", dict(records="data/runs"), "there is no finished run to compare in data/runs"),
+    ("benchmark", "check_least(", dict(sizes=[224, 0]), r"sizes = \[224, 0\] is out of range"),
+    ("benchmark", "check_least(", dict(batches=[]), "batches is empty"),
+    ("benchmark", "check_least(", dict(threads=-1), "threads = -1 is out of range: it must be at least 0"),
+    ("benchmark", "check_least(", dict(sizes=[33]), "33x33 is not a multiple of the patch size"),
+    ("plan", "make_plan(", dict(more={"seed": 1}), "more has seed, which is a parameter of its own: give it as -p seeds")])
+def test_what_cannot_work_is_said_before_any_work(name, upto, given, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLCA_ROOT", str(tmp_path))
+    monkeypatch.delenv("IN_TEST", raising=False)
+    with pytest.raises(ValueError, match=message): begin(name, upto, **given)
+    assert not list(tmp_path.iterdir())

@@ -20,11 +20,12 @@ from typing import Any
 import nbformat
 import pandas as pd
 
+from .params import check_least
 from .plans import check_runs, finished, run_folder
 from .rates import best_rates, trials
 from ..training.files import write_atomic
 from ..training.paths import checkout, destination, shipped
-from ..training.records import read_record
+from ..training.records import make_folder, read_record
 
 # %% ../../nbs/lab/06_sweep.ipynb #ee9bd3e3
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class SweepPlan:
     report: str = "" # the notebook that reads all of them in the end; empty: none
     collect: str = "" # a .jsonl for the records, beside that of the folder
     threads: int = 1 # of computation, for each run
+
+    def __post_init__(self):
+        check_least(1, threads=self.threads)
+        if not self.collect.endswith(".jsonl") and self.collect:
+            raise ValueError(f"collect = {self.collect!r} must end in .jsonl, as every collection of records does")
 
 # %% ../../nbs/lab/06_sweep.ipynb #12eb49ac
 def make_plan(
@@ -62,7 +68,7 @@ def save_plan(
 ) -> Path: # of the file
     "Write `plan.json`, if it does not say the same already."
     path = destination(folder)/"plan.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(asdict(plan), indent=1)
     if not path.exists() or path.read_text() != text: write_atomic(path, text)
     return path
