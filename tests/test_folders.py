@@ -189,6 +189,12 @@ def test_a_checkpoint_without_its_precision_goes_on(stopped):
     records.AtomicIO().save_checkpoint(checkpoint, out/"last.ckpt")
     assert go(out, recipe=recipe)["epochs"] == 2
 
+@pytest.mark.parametrize("name, remedy", [("plan.json", "write it again, which loses no run"), ("chosen.json", "chooses the rates anew"),
+    ("trial.json", "tries that rate anew")])
+def test_the_remedy_for_a_damaged_record_loses_nothing(tmp_path, name, remedy):
+    (tmp_path/name).write_text("{")
+    with pytest.raises(ValueError, match=f"{name} is damaged .*{remedy}"): records.read_record(tmp_path/name)
+
 @pytest.mark.parametrize("part", ["callbacks", "loops", "optimizer_states"])
 def test_a_checkpoint_that_lacks_a_part_is_named(tmp_path, part):
     "Without the callbacks, say, the epochs before it would be missing in the history, in silence."

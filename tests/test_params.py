@@ -152,6 +152,7 @@ def begin(name, upto, **given):
     ("benchmark", "check_least(", dict(batches=[]), "batches is empty"),
     ("benchmark", "check_least(", dict(threads=-1), "threads = -1 is out of range: it must be at least 0"),
     ("benchmark", "check_least(", dict(sizes=[33]), "33x33 is not a multiple of the patch size"),
+    ("figures", "nearest(", dict(dataset="cottton"), "unknown dataset 'cottton': did you mean 'cotton'"),
     ("plan", "make_plan(", dict(more={"seed": 1}), "more has seed, which is a parameter of its own: give it as -p seeds")])
 def test_what_cannot_work_is_said_before_any_work(name, upto, given, message, tmp_path, monkeypatch):
     monkeypatch.setenv("CLCA_ROOT", str(tmp_path))

@@ -35,6 +35,7 @@ from matplotlib.ft2font import FT2Font
 
 from ..training.files import write_atomic, write_figure
 from ..training.paths import destination, shipped
+from ..training.records import make_folder
 
 # %% ../../nbs/lab/10_house_style.ipynb #d90be114
 VARIANT_LABELS = {
@@ -279,8 +280,7 @@ def save_figure(
     folder: str | Path = "figures", # relative ones are seen from the repository's root
 ) -> Path: # the PNG
     "Write PNG, SVG and a JSON record of what made the figure; byte-stable as long as inputs and versions are."
-    folder = destination(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder := destination(folder))
     _write_images(fig, folder/name)
     versions = {package: version(package) for package in ("matplotlib", "numpy", "pandas", "seaborn")}
     record = dict(

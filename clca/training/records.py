@@ -60,7 +60,11 @@ class AtomicIO(TorchCheckpointIO):
 # %% ../../nbs/training/06_records.ipynb #7cd3945d
 _REMEDIES = {
     "parameters.json": "use another folder, or delete this one, for nobody can tell which run it holds",
-    "metrics.json": "delete it and start the same command again, which makes the run anew"}
+    "metrics.json": "delete it and start the same command again, which makes the run anew",
+    "trial.json": "delete it and start the same command again, which tries that rate anew",
+    "plan.json": "let the notebook that planned the sweep write it again, which loses no run",
+    "chosen.json": "delete it and start the sweep again, which chooses the rates anew",
+    "accepted.json": "delete it and accept once more the runs that other code has made"}
 
 def read_record(
     path: Path, # a JSON file of a folder of results
