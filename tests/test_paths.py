@@ -31,6 +31,15 @@ def test_the_variable_wins_everywhere(guest, monkeypatch, tmp_path):
         monkeypatch.chdir(place)
         assert root() == tmp_path/"disk" and data_dir() == tmp_path/"disk"/"data"
 
+def test_a_user_without_a_home(guest, monkeypatch):
+    "As in a container that runs under any number."
+    monkeypatch.delenv("HOME")
+    def unknown(number): raise KeyError(number)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(OSError, match="no home folder here: set CLCA_ROOT"): data_dir()
+
+def test_nothing_is_like_an_empty_name(): assert not paths.why_missing("")
+
 @pytest.mark.parametrize("platform, variable, value, expected", [
     ("linux", "XDG_CACHE_HOME", None, "home/.cache/clca"),
     ("linux", "XDG_CACHE_HOME", "caches", "caches/clca"),

@@ -66,7 +66,8 @@ def _user_cache() -> Path:
 def data_dir() -> Path:
     "Folder for generated data, downloads and caches, made when missing: our own `data/`, else in the user's cache."
     home = _home()
-    folder = home/"data" if home else _user_cache()/"clca"
+    try: folder = home/"data" if home else _user_cache()/"clca"
+    except RuntimeError: raise OSError("you have no home folder here: set CLCA_ROOT to a folder for data") from None
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OSError(e.errno, f"{folder} cannot be made ({e.strerror}): set CLCA_ROOT to a folder for data") from None
