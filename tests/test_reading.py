@@ -115,6 +115,31 @@ def test_the_variable_sets_the_limit(tmp_path, monkeypatch):
         monkeypatch.setenv("CLCA_MAX_PIXELS", wrong)
         with pytest.raises(ValueError, match=f"CLCA_MAX_PIXELS is '{wrong}'"): use_limit()
 
+# JPEG ----------------------------------------------------------------------------------------------------------------
+
+def noisy_jpeg(**how):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    picture.save(file := io.BytesIO(), "jpeg", **how)
+    return file.getvalue()
+
+@pytest.mark.parametrize("how", [{}, dict(progressive=True), dict(exif=exif(6, *ODD["text"])), dict(restart_marker_blocks=1), dict(optimize=True)])
+def test_a_jpeg_that_ends_in_zeros_was_cut_off(monkeypatch, how):
+    "Its full size, as a broken download has it: Pillow alone would paint the rest grey."
+    from PIL import ImageFile
+    jpeg = noisy_jpeg(**how)
+    whole = np.asarray(decode(jpeg)[0])
+    for more in bytes(1000), b"what a telephone adds": assert (np.asarray(decode(jpeg + more)[0]) == whole).all()
+    cut = jpeg[:len(jpeg)*2//3] + bytes(len(jpeg)//3)
+    with pytest.raises(ValueError, match="truncated: the end of its pixels is missing"): decode(cut)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert decode(cut)[0].size == Image.open(io.BytesIO(cut)).size[::-1 if how.get("exif") else 1], "who asks for it has it"
+
+@pytest.mark.parametrize("kind, bits", [(0xc1, 12), (0xc3, 8), (0xf7, 8), (0xc7, 8)])
+def test_a_jpeg_of_a_rare_kind_is_called_so(kind, bits):
+    frame = (jpeg := noisy_jpeg()).index(b"\xff\xc0")
+    odd = jpeg[:frame + 1] + bytes([kind]) + jpeg[frame + 2:frame + 4] + bytes([bits]) + jpeg[frame + 5:]
+    with pytest.raises(ValueError, match="a JPEG without loss or with more than 8 bits, .*: convert it to PNG"): decode(odd)
+
 # Other formats -------------------------------------------------------------------------------------------------------
 
 def box(brand, more=b"\0\0\0\0mif1heic"): return (16 + len(more)).to_bytes(4, "big") + b"ftyp" + brand + more + bytes(64)

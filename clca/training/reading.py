@@ -7,13 +7,14 @@ __all__ = ['to_rgb', 'use_plugins', 'use_limit', 'decode', 'read_image']
 
 # %% ../../nbs/training/01a_reading.ipynb #bdc35f7c
 import io, math, os, re, struct, sys, warnings
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from .paths import printable
 
@@ -83,6 +84,7 @@ _SIZE = (ExifTags.Base.NewSubfileType, ExifTags.Base.SubfileType, ExifTags.Base.
 
 def _pages(data: bytes) -> list[_Page]:
     "All pages of a TIFF, those within pages included, the first one first."
+    if len(data) < 16: return []
     file, pages = io.BytesIO(data), {}
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16 if 43 in data[2:4] else 8]) # 43: with offsets of 8 bytes
     todo = [tags.next]
@@ -238,6 +240,24 @@ def _note(image: Image.Image) -> str:
     if min(colour, alpha) > 16: return ""
     return f"16 bits, but no pixel {f'brighter than {colour}' if colour <= 16 else f'more opaque than {alpha}'} of 255"
 
+# %% ../../nbs/training/01a_reading.ipynb #01jpeg03
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]: # kind, and where its first byte is
+    "The parts of a JPEG before its pixels, and the beginning of these."
+    at = 2
+    while jpeg[at:at + 1] == b"\xff" and len(jpeg) > at + 4:
+        yield jpeg[at + 1], at
+        if jpeg[at + 1] == 0xda: return # pixels follow
+        at += 1 if jpeg[at + 1] == 0xff else 2 + int.from_bytes(jpeg[at + 2:at + 4], "big")
+
+def _check_jpeg(jpeg: bytes) -> None:
+    "Raise ValueError for a kind that Pillow does not read, or without an end."
+    found = dict(_segments(jpeg))
+    frames = [kind for kind in (*range(0xc0, 0xd0), 0xf7) if kind in found and kind not in (0xc4, 0xc8, 0xcc)]
+    if any(kind not in (0xc0, 0xc1, 0xc2, 0xc9, 0xca) or jpeg[found[kind] + 4] != 8 for kind in frames):
+        raise ValueError("a JPEG without loss or with more than 8 bits, which Pillow cannot read: convert it to PNG")
+    if 0xda in found and jpeg.find(b"\xff\xd9", found[0xda]) < 0 and not ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError("image file is truncated: the end of its pixels is missing")
+
 # %% ../../nbs/training/01a_reading.ipynb #986e47f6
 # of the first three Pillow knows the names only, the others it would give to Ghostscript, which runs them as programs
 _NO_IMAGES = b"\x89HDF", b"GRIB", b"BUFR", b"%!PS", b"\xc5\xd0\xd3\xc6"
@@ -245,6 +265,7 @@ _NO_IMAGES = b"\x89HDF", b"GRIB", b"BUFR", b"%!PS", b"\xc5\xd0\xd3\xc6"
 def _opened(data: bytes) -> Image.Image: # not loaded
     "An image by its header. Raises whatever Pillow raises."
     if data[:4] in _NO_IMAGES: raise ValueError(_what_it_is(data))
+    if data[:2] == b"\xff\xd8": _check_jpeg(data)
     is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and data[8:10] == b"CR": raise ValueError(f"{_RAW[0]}, of which Pillow reads a preview: {_RAW[1]}")
     return _open_tiff(data) if is_tiff else Image.open(io.BytesIO(data))
