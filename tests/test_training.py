@@ -269,6 +269,27 @@ def test_values_of_numpy_are_those_of_python(tmp_path):
     recipe = replace(tiny.SHORT, seed=np.arange(3)[2], lr=np.float32(.25), checkpointing=np.bool_(False), lr_search=[np.float32(.5), 1.])
     assert recipe == replace(tiny.SHORT, seed=2, lr=.25, lr_search=[.5, 1.]) and json.loads(json.dumps(vars(recipe)))["lr_search"] == [.5, 1.]
 
+@pytest.mark.parametrize("around, precision", [
+    ("autocast", "32-true"), ("autocast", "bf16-mixed"), ("inference", "32-true"), ("no_grad", "32-true"), ("double", "32-true")])
+def test_what_is_around_a_run_does_not_change_its_numbers(tmp_path, around, precision):
+    "A record that says 32-true was not made in half precision, because the cell stands in somebody's autocast."
+    recipe = replace(tiny.SHORT, precision=precision, epochs=2, warmup_epochs=0)
+    want = train(tiny.model(), tiny.data(), tmp_path/"alone", recipe)
+    model, made = tiny.model(), dict(autocast=lambda: torch.autocast("cpu", torch.bfloat16), inference=torch.inference_mode,
+                                     no_grad=torch.no_grad, double=nullcontext)
+    if around == "double": torch.set_default_dtype(torch.float64)
+    try:
+        with made[around](): got = train(model, tiny.data(), tmp_path/"around", recipe)
+        assert torch.get_default_dtype() == (torch.float64 if around == "double" else torch.float32)
+    finally: torch.set_default_dtype(torch.float32)
+    assert got["test_top1"] == want["test_top1"] and history(tmp_path/"alone")[SAME].equals(history(tmp_path/"around")[SAME])
+    a, b = (load_file(tmp_path/name/"model.safetensors") for name in ("alone", "around"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+def test_a_model_in_another_precision_is_asked_in_its_own():
+    logits = [predict(tiny.model().to(kind), tiny.data().test)[0] for kind in (torch.float32, torch.float64, torch.bfloat16)]
+    assert torch.allclose(logits[0], logits[1], atol=1e-5) and torch.allclose(logits[0], logits[2], atol=.05)
+
 def test_contradictions_are_refused_before_any_work(tmp_path):
     out, data = tmp_path/"run", tiny.data()
     with pytest.raises(ValueError, match="the model has 3 classes and the data 2: make the model with num_classes=2"):

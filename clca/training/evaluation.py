@@ -39,6 +39,11 @@ def asking_bar(
     return progress_bar(loader, **how)
 
 # %% ../../nbs/training/05_evaluation.ipynb #22de5121
+def _as_weights(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
+    "On the device of a model, and in the precision of its weights, which a default of torch's may have made another."
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    return images.to(device, kind if images.is_floating_point() else None, non_blocking=True)
+
 @torch.no_grad()
 def predict(
     model: nn.Module, # images -> logits
@@ -58,7 +63,7 @@ def predict(
     batches = asking_bar(loader, progress)
     model.to(device)
     with evaluating(model), torch.autocast(device.type, half, enabled=precision != "32-true"):
-        out = [(model(images.to(device, non_blocking=True)).float(), labels) for images, labels in batches]
+        out = [(model(_as_weights(images, model, device)).float(), labels) for images, labels in batches]
     logits, labels = zip(*out)
     return torch.cat(logits), torch.cat(labels).to(device)
 

@@ -131,9 +131,9 @@ def looked_at(
     "Answers, and what was kept for them. Raises `ValueError` for a model that keeps everything."
     if not bare(model).reducing: raise ValueError("tokens=True is for a model that reduces tokens: this one keeps all")
     grid, logits, maps = bare(model).backbone.patch_embed.grid_size, [], []
-    device = next(model.parameters()).device
+    like = next(p for p in model.parameters() if p.is_floating_point())
     for some, _ in batches:
-        traced = trace(model, some.to(device))
+        with torch.autocast(like.device.type, enabled=False): traced = trace(model, some.to(like))
         logits.append(traced.logits.float())
         maps += list(torch.stack(survival(traced, grid), 1).cpu().numpy())
     return torch.cat(logits), maps
