@@ -105,8 +105,8 @@ def fit(
 
 # %% ../../nbs/training/08_loop.ipynb #13927c6a
 def _out_of_autocast() -> AbstractContextManager:
-    """What takes an autocast away in which somebody stands: half precision, and weights that it holds in half precision
-    for as long as the outermost one lasts, while these are trained. Nothing where nobody does."""
+    """What takes an autocast away in which somebody stands: half precision, and half copies of weights, which it keeps
+    until the outermost one ends, while the weights are trained. Nothing where nobody stands in one."""
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     device = "cuda" if torch.cuda.is_available() else "cpu"
