@@ -145,6 +145,15 @@ def test_damaged_weights_of_a_finished_run(finished, tmp_path, damage):
     go(tmp_path)
     assert equal(weights(tmp_path), weights(finished))
 
+@pytest.mark.parametrize("name", ["history.csv", "predictions.csv"])
+def test_a_finished_run_without_its_results(finished, tmp_path, name):
+    for file, kept in contents(finished).items(): (tmp_path/file).write_bytes(kept)
+    (tmp_path/name).unlink()
+    assert f"{name} is missing from a finished run: delete metrics.json beside it" in refusal(tmp_path)
+    (tmp_path/"metrics.json").unlink() # as the sentence says
+    go(tmp_path)
+    assert (tmp_path/name).exists() and equal(weights(tmp_path), weights(finished))
+
 @pytest.fixture
 def stopped(tmp_path):
     "A run that was stopped in its second epoch."

@@ -193,10 +193,12 @@ def _finished(model: nn.Module, out: Path, parameters: dict) -> dict | None:
     check_folder(out, parameters)
     if not (out/"metrics.json").exists(): return None
     metrics = read_record(out/"metrics.json")
+    anew = "delete metrics.json beside it and start the same command again, which makes the run anew"
+    if lost := [name for name in ("history.csv", "predictions.csv") if not (out/name).exists()]:
+        raise ValueError(f"{out/lost[0]} is missing from a finished run: {anew}.")
     try: weights = load_file(out/"model.safetensors")
     except (OSError, SafetensorError) as e:
-        raise ValueError(f"{out/'model.safetensors'} cannot be read ({e}): delete metrics.json beside it and start "
-                         "the same command again, which makes the run anew.") from None
+        raise ValueError(f"{out/'model.safetensors'} cannot be read ({e}): {anew}.") from None
     check_fits(out, weights := state_here(model, weights), model)
     model.load_state_dict(weights)
     print(f"{out.name} is finished: nothing is trained again.")
