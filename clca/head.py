@@ -172,7 +172,7 @@ class LinearHead(Head):
     "timm's norm, pooling and classifier."
     every_group, of_backbone = False, True
 
-    def __init__(self, dim: int = 0, layers: int = 1, num_classes: int = 0): super().__init__()
+    def __init__(self, *_: int): super().__init__() # no sizes: its layers are those of the backbone
     def tokens_read(self, backbone: AnyModule) -> int | None:
         return backbone.num_prefix_tokens if backbone.global_pool == "token" else None
     def read(self, backbone: AnyModule, seq: TokenSequence) -> Tensor: # [B, prefix, D], or pooled [B, D]

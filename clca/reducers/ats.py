@@ -38,8 +38,8 @@ def ats(
     "Nearest candidate to each point of the cumulative distribution, each one once, in their original order."
     score = score if valid is None else score * valid
     cdf = (score / (score.sum(1, keepdim=True) + 1e-6)).cumsum(1)
-    if valid is not None: cdf = cdf.masked_fill(~valid, float("inf"))
-    ids = (grid(k, cdf)[None, :, None].to(cdf.dtype) - cdf[:, None]).abs().argmin(2)
+    if valid is not None: cdf = cdf.masked_fill(~valid, math.inf)
+    ids = (grid(k, cdf)[None, :, None] - cdf[:, None]).abs().argmin(2)
     return unique(ids, trim)
 
 # %% ../../nbs/reducers/04_ats.ipynb #293b69a6
@@ -100,7 +100,7 @@ def published_ats(
     if len(points) == 0:
         nothing = score.new_zeros(len(score), 0)
         return Select(nothing.long(), nothing.bool())
-    ids = torch.cdist(points[None, :, None].expand(cdf.shape[0], -1, -1), cdf.unsqueeze(2)).argmin(2)
+    ids = torch.cdist(points.expand(len(cdf), -1).unsqueeze(2), cdf.unsqueeze(2)).argmin(2)
     return unique(ids, pad=-1)
 
 def published_mask(

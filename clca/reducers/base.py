@@ -64,7 +64,7 @@ def run_stage(
     reducer: Reducer,
     call: Call, # the block
     seq: TokenSequence,
-    cache: bool = False, # the cache is in use
+    cache: bool, # the cache is in use
 ) -> tuple[TokenSequence, Plan | None]:
     "A block with the reduction of a stage."
     view = View(seq.x, seq.lo, seq.hi, seq.patches, seq.start, cache, seq.size)
@@ -82,8 +82,8 @@ class Between(Seam):
 
     def __init__(self, reducer: Reducer, view: View):
         self.reducer, self.view, self.reduced = reducer, view, False
-        self.total: Tensor | None = None
-        self.rows: Tensor | None = None
+        self.total: Tensor | None # this and the next are set by `attend_reduced`
+        self.rows: Tensor | None
         self.qkv: QKV | None = None
         self.late = SCORES.find(reducer.criterion).needs == "update"
 

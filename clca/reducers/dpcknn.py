@@ -7,6 +7,7 @@ __all__ = ['distances', 'dpcknn_centres', 'in_single', 'dpcknn', 'DPCKNN']
 
 # %% ../../nbs/reducers/05_dpcknn.ipynb #ecdc16d1
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ def distances(x: Tensor) -> Tensor: # [B, n, D] -> [B, n, n]
 def dpcknn_centres(
     x: Tensor, # [B, n, D]
     m: int, # clusters
-    k: int = 5, # neighbours, the token itself included
-    noise: float = 0., # breaks ties of density at random
+    k: int, # neighbours, the token itself included
+    noise: float, # breaks ties of density at random
 ) -> tuple[Tensor, Tensor]: # centres [B, m], best first; distances [B, n, n]
     "Density peaks."
     x = in_single(x)
@@ -38,7 +39,7 @@ def dpcknn_centres(
     if noise: density = density + torch.rand_like(density) * noise
     denser = density.unsqueeze(1) > density.unsqueeze(2)
     to_denser = torch.where(denser, apart, apart.flatten(1).amax(1)[:, None, None]).amin(-1)
-    return (density * to_denser).topk(m, 1).indices, apart
+    return (density * to_denser).topk(m).indices, apart
 
 def in_single(x: Tensor) -> Tensor:
     "Half precision has too few digits for distances and exponentials."
@@ -64,8 +65,8 @@ class DPCKNN(Reducer):
     Registers and the cache's tokens are left alone."""
     before = protects_prefix = protects_cache = merges = True
 
-    def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
-        super().__init__(dim, stage, patches, score=score, reference=reference)
+    def __init__(self, dim: int, stage: Stage, patches: int, **options: Any): # those of `Reducer`
+        super().__init__(dim, stage, patches, **options)
         self.score = nn.Linear(dim, 1)
         nn.init.trunc_normal_(self.score.weight, std=.02)
         nn.init.zeros_(self.score.bias)

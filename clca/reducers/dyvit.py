@@ -54,10 +54,10 @@ def policy_softmax(
     eps: float = 0., # published: 1e-6
 ) -> Tensor: # [B, H, N, N]
     "Softmax in which a token sees itself and the living."
-    single = torch.promote_types(logits.dtype, torch.float32) # or double
-    itself = torch.eye(policy.shape[1], dtype=single, device=policy.device)
-    seen = policy.to(single)[:, None, None] * (1 - itself) + itself
-    weight = (logits.to(single) - logits.to(single).amax(-1, keepdim=True)).exp() * seen
+    itself = torch.eye(policy.shape[1], device=policy.device)
+    seen = policy[:, None, None] * (1 - itself) + itself
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32)) # or double
+    weight = (exact - exact.amax(-1, keepdim=True)).exp() * seen
     return ((weight + eps / policy.shape[1]) / (weight.sum(-1, keepdim=True) + eps)).to(logits.dtype)
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #e718e6dc
@@ -97,7 +97,7 @@ def distillation_loss(
 ) -> Tensor:
     """0.5 KL of the logits + 0.5 mean squared error of the tokens that were kept.
     The tokens of both sides go through a plain LayerNorm first."""
-    kl = F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True)
+    kl = F.kl_div(logits.log_softmax(1), teacher_logits.log_softmax(1), reduction="batchmean", log_target=True)
     apart = F.layer_norm(tokens, tokens.shape[-1:]) - F.layer_norm(teacher_tokens, tokens.shape[-1:])
     kept = kept.detach().to(apart.dtype)
     return .5 * kl + .5 * (apart.square().mean(-1) * kept).sum() / kept.sum().clamp(min=1)
@@ -148,7 +148,7 @@ def choose(
 ) -> Select:
     "The tokens with the highest probability."
     count = kept_count(reducer, view)
-    if reducer.reference: return Select(score.argsort(1, descending=True)[:, :count])
+    if reducer.reference: return Select(score.argsort(descending=True)[:, :count])
     return topk(score, count)
 
 # %% ../../nbs/reducers/03_dyvit.ipynb #0e160913

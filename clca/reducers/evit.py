@@ -26,7 +26,7 @@ def evit(
     m: int, # how many to keep
 ) -> Fuse: # m + 1 tokens
     "Keep the `m` candidates with the highest score, and append the score-weighted sum of the others."
-    idx = score.topk(m, dim=1).indices
+    idx = score.topk(m).indices
     return Fuse(idx, score.scatter(1, idx, 0.), positive=True)
 
 # %% ../../nbs/reducers/02_evit.ipynb #dc861259

@@ -6,6 +6,8 @@
 __all__ = ['patchmerger', 'PatchMerger']
 
 # %% ../../nbs/reducers/08_patchmerger.ipynb #74ec1814
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +30,10 @@ class PatchMerger(Reducer):
     The cache's tokens are mixed in, registers of the backbone are not."""
     before = protects_prefix = merges = True
 
-    def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
-        super().__init__(dim, stage, patches, score=score, reference=reference)
+    def __init__(self, dim: int, stage: Stage, patches: int, **options: Any): # those of `Reducer`
+        super().__init__(dim, stage, patches, **options)
         self.norm = nn.LayerNorm(dim)
-        count = max(absolute(stage.total, patches), 0 if reference else 1)
+        count = max(absolute(stage.total, patches), 0 if self.reference else 1)
         self.queries = nn.Parameter(torch.randn(count, dim))
     def values(self, body: Tensor) -> Tensor: return self.norm(body)
     def forward(self, view: View) -> Mix: return patchmerger(self.queries, view.body)

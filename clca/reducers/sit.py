@@ -6,6 +6,8 @@
 __all__ = ['sit', 'SiT']
 
 # %% ../../nbs/reducers/07_sit.ipynb #167691d8
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +29,9 @@ class SiT(Reducer):
     The cache's tokens are mixed in, registers of the backbone are not."""
     before = protects_prefix = merges = True
 
-    def __init__(self, dim: int, stage: Stage, patches: int, *, score: str = "cls", reference: bool = False):
-        super().__init__(dim, stage, patches, score=score, reference=reference)
-        new = max(absolute(stage.total, patches), 0 if reference else 1)
+    def __init__(self, dim: int, stage: Stage, patches: int, **options: Any): # those of `Reducer`
+        super().__init__(dim, stage, patches, **options)
+        new = max(absolute(stage.total, patches), 0 if self.reference else 1)
         self.weight = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, new))
         self.scale = nn.Parameter(torch.ones(1, 1, 1))
         for layer in self.weight:

@@ -28,7 +28,7 @@ def tome(
     images, count_a = similarity.shape
     n = metric.shape[1]
     def count(*bounds: int) -> Tensor: return torch.arange(*bounds, device=metric.device).expand(images, -1)
-    rest = similarity.argsort(1, descending=True)[:, r:].sort(1).values # unmerged tokens of A
+    rest = similarity.argsort(descending=True)[:, r:].sort(1).values # unmerged tokens of A
     slot_a = (count_a - r + partner).scatter(1, rest, count(count_a - r))
     slot_b = count(count_a - r, n - r)
     slot = torch.stack([slot_b[:, :count_a], slot_a], 2).flatten(1)

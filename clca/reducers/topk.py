@@ -19,7 +19,7 @@ def topk(
     m: int, # how many to keep
 ) -> Select:
     "Keep the `m` candidates with the highest score, highest first."
-    return Select(score.topk(m, dim=1).indices)
+    return Select(score.topk(m).indices)
 
 # %% ../../nbs/reducers/01_topk.ipynb #146b6556
 class TopK(Reducer):
