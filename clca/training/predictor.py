@@ -78,7 +78,7 @@ def _checked(paths: Sequence[str]) -> None:
     "Raise `FileNotFoundError` or `ValueError` with one sentence for the first file that cannot be used."
     for path in paths:
         if not os.path.exists(path): raise FileNotFoundError(f"{printable(path)} does not exist{why_missing(path)}")
-        if os.path.isdir(path): raise ValueError(f"{printable(path)} is a folder: give it alone, or the files in it")
+
     verdicts = inspect_files([os.path.abspath(path) for path in paths], "files that were named")
     for path, verdict in verdicts.items():
         if verdict.why: raise ValueError(f"{printable(path)} cannot be read as an image: {verdict.why}")
