@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat, pytest
@@ -17,8 +18,8 @@ from helpers import ROOT
 from test_sweep import planned_sweep, snakemake, starts
 
 CONFIG = Path("/etc/slurm/slurm.conf")
-HERE = os.geteuid() == 0 and all(map(shutil.which, ("slurmctld", "slurmd", "munged")))
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not HERE, reason="needs slurm-wlm, munge and root")]
+HERE = os.geteuid() == 0 and all(map(shutil.which, ("slurmctld", "slurmd", "munged"))) and find_spec("snakemake_executor_plugin_slurm")
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not HERE, reason="needs slurm-wlm, munge, root and pip install '.[slurm]'")]
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
@@ -62,7 +63,7 @@ def test_the_controller_is_killed(jobs, tmp_path):
     line = by_slurm(tmp_path, "--group-components", "runs=1")
     with open(tmp_path/"first.log", "w") as log: first = started(line, log)
     until = time.time() + 600
-    while not (tmp_path/"begun").exists() and time.time() < until: time.sleep(.1)
+    while not (tmp_path/"begun").exists() and first.poll() is None and time.time() < until: time.sleep(.1)
     first.kill()
     first.wait()
     there = [run for run in runs if (tmp_path/run_folder(run)/"metrics.json").exists()]
