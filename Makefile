@@ -7,10 +7,10 @@
 # make test-fast        in two minutes what breaks most often: all but the tests marked slow, which tests/conftest.py lists
 # make interop          whatever else a timm ViT works with, tried with ours: installs the clients, writes docs/works_with.md
 # make coverage         lines and branches of method and tools that examples and tests run: htmlcov/, fails under 95 %
-# make mutants          small changes of the method that nothing notices: ten minutes; MUTANTS='clca.tokens*' names some
+# make mutants          small changes of the method that nothing notices; MUTANTS='clca.tokens*' names some
 # make audit            known vulnerabilities of the versions in constraints.txt, as PyPI knows them
 # make docs             the site in _docs/html: the notebooks, how-to pages, a reference, the results; without a network
-# make notebooks        train, predict, comparison, benchmark and figures again, with what they show: a quarter of an hour; N=train only one
+# make notebooks        train, predict, comparison, benchmark and figures again, with what they show; N=train only one
 # make env              only the environment; PYTHON=python3.12 and VENV=/some/where choose what it is made of and where it goes
 KEEP ?= 0.1
 P ?=

@@ -126,7 +126,7 @@ def execute(name: str) -> None:
 
 def store(name: str, done: NotebookNode) -> None:
     "Put the outputs of an executed copy into a notebook, with what they belong to."
-    from clca.training.records import provenance
+    from clca.training.environment import provenance
     from nbdev.clean import nbdev_clean
     path = ROOT / "nbs" / f"{name}.ipynb"
     shown = [c for c in done.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]

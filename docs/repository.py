@@ -48,7 +48,7 @@ def record(target: str, path: Path = ROOT / "data" / "commands.json", lines: int
             print(line, end="", flush=True)
             said += filter(None, [line.strip("= \n")])
     if process.returncode: sys.exit(f"make {target} failed, so nothing is recorded")
-    from clca.training.records import provenance # takes seconds, which not every call of this file needs
+    from clca.training.environment import provenance # takes seconds, which not every call of this file needs
     made = dict(printed=said[-lines:]) | {key: provenance()[key] for key in ("git_commit", "machine", "date")}
     records = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(records | {f"make {target}": made}, indent=1) + "\n")

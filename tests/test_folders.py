@@ -17,7 +17,7 @@ from torch import nn
 
 import clca
 from clca import load_checkpoint
-from clca.training import records
+from clca.training import environment, records
 from clca.training.folders import find_files
 from clca.training.loop import train
 from clca.training.recipe import Recipe, param_groups
@@ -344,49 +344,49 @@ def test_a_compiled_model_has_its_own_names(tmp_path):
 
 def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     "Wherever one stands and whatever GIT_DIR says; and not that of a repository around a checkout without git."
-    made = records.provenance()
+    made = environment.provenance()
     mine = tmp_path/"mine"
     mine.mkdir()
-    git = lambda *words: records._git(mine, "-c", "user.name=a", "-c", "user.email=a@example.org", *words)
+    git = lambda *words: environment._git(mine, "-c", "user.name=a", "-c", "user.email=a@example.org", *words)
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "a project of mine")
     monkeypatch.chdir(mine)
-    assert records.provenance() == made
+    assert environment.provenance() == made
     monkeypatch.setenv("GIT_DIR", str(mine/".git"))
-    assert records.provenance() == made
+    assert environment.provenance() == made
     monkeypatch.delenv("GIT_DIR")
     (mine/"clca").mkdir()
-    assert records._commit(mine/"clca") == ("", "the code lies within a repository that does not track it")
+    assert environment._commit(mine/"clca") == ("", "the code lies within a repository that does not track it")
     (tmp_path/"clca").mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert records._commit(tmp_path/"clca")[0] == "" and records._commit(tmp_path/"clca")[1]
+    assert environment._commit(tmp_path/"clca")[0] == "" and environment._commit(tmp_path/"clca")[1]
 
 def test_what_the_commit_does_not_hold_is_marked(tmp_path):
     "In a folder whose name is no UTF-8, as there are on old disks: a run must not end there with a decoding error."
     top = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     (top/"clca").mkdir(parents=True)
     (top/"clca"/"a.py").write_text("1")
-    git = lambda *words: records._git(top, "-c", "user.name=a", "-c", "user.email=a@example.org", *words)
+    git = lambda *words: environment._git(top, "-c", "user.name=a", "-c", "user.email=a@example.org", *words)
     for words in ("init", "-q"), ("add", "-A"), ("commit", "-qm", "code"): git(*words)
-    clean, why = records._commit(top/"clca")
+    clean, why = environment._commit(top/"clca")
     assert re.fullmatch("[0-9a-f]{40}", clean) and not why
     (top/"notes.txt").write_text("beside the code")
-    assert records._commit(top/"clca") == (clean, "")
+    assert environment._commit(top/"clca") == (clean, "")
     (top/"clca"/"b.py").write_text("a new module")
-    assert records._commit(top/"clca") == (f"{clean}+", "")
+    assert environment._commit(top/"clca") == (f"{clean}+", "")
     (top/".git"/"index").write_text("damaged")
-    assert records._commit(top/"clca") == ("", "git cannot read the checkout")
+    assert environment._commit(top/"clca") == ("", "git cannot read the checkout")
 
 def test_a_checkout_of_another_user(tmp_path):
     if os.geteuid(): pytest.skip("only root can give a folder away")
     (tmp_path/"clca").mkdir()
-    records._git(tmp_path, "init", "-q")
+    environment._git(tmp_path, "init", "-q")
     for path in (tmp_path, tmp_path/".git"): os.chown(path, 12345, 12345)
-    assert "git does not trust the checkout" in records._commit(tmp_path/"clca")[1]
+    assert "git does not trust the checkout" in environment._commit(tmp_path/"clca")[1]
 
 def test_without_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert records._commit(tmp_path) == ("", "git is not installed")
+    assert environment._commit(tmp_path) == ("", "git is not installed")
 
 # Predictions ---------------------------------------------------------------------------------------------------------
 

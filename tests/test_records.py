@@ -13,7 +13,7 @@ from clca.lab.claims import command_of, sweep
 from clca.lab.origins import benchmark_command, committed, origin, record_files
 from clca.lab.plans import all_runs, preset_axes
 from clca.lab.runs import load_runs, plain_value
-from clca.training.records import provenance
+from clca.training.environment import provenance
 
 def defaults(name):
     return {k: eval(v["default"]) for k, v in papermill.inspect_notebook(str(ROOT/"nbs"/f"{name}.ipynb")).items()}

@@ -16,6 +16,7 @@ import pandas as pd
 import papermill
 from safetensors.numpy import load_file
 
+from .origins import record_files
 from .runs import read_metrics
 from .sweep import command_into
 from ..training.paths import destination, locate, shipped
@@ -29,8 +30,9 @@ def recorded_run(
     if (folder := locate(run)).is_dir():
         metrics = read_metrics(folder)
         return metrics | read_record(folder/"parameters.json") | {"run_id": folder.resolve().name}, folder
-    for file in [*sorted(shipped("data/runs").rglob("*.jsonl")), *sorted(shipped("data/survivors").glob("*.jsonl"))]:
-        for line in map(json.loads, file.read_bytes().splitlines()):
+    for file in record_files():
+        if not file.endswith(".jsonl"): continue
+        for line in map(json.loads, shipped(file).read_bytes().splitlines()):
             if line.get("run_id") == run: return line, None
     raise FileNotFoundError(f"{run!r} is no folder of a run, and no collection in data has a run of that name")
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .environment import peak_process_memory
 from .files import write_atomic
 from .progress import progress_bar
 from .loading import waits_for_images
 from .recipe import Recipe, seed_epoch
-from .records import claim_folder, peak_process_memory
+from .records import claim_folder
 from .task import Classifier, total_of, validate
 
 # %% ../../nbs/training/07d_journal.ipynb #c817ef1f

@@ -18,11 +18,12 @@ from torch.utils.data import Dataset
 from .. import __version__
 from ..tools.cost import macs
 from ..tools.preparation import Preparation, preparation_of, record_of
+from .environment import provenance
 from .evaluation import class_table, grade, predict, resolve_precision
 from .files import write_atomic
 from .journal import refuse_numbers
 from .recipe import Recipe, own_state, unwrapped
-from .records import model_options, provenance
+from .records import model_options
 from .task import averaged
 
 # %% ../../nbs/training/07e_results.ipynb #72185a1a
